@@ -1,0 +1,97 @@
+"""The pool of layouts of each split, and what a picture of a given size needs from a layout.
+
+Takes a seed, a split and a number; gives layouts, made lazily and kept. Layout j of a split is drawn from
+``default_rng([seed, split, j, 1 + attempt])``, so the pools of training, validation and test are disjoint and do not
+depend on which layouts were asked for before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chirp import NUM_BINS
+from .figure import Box, Layout, colormap_lut, compose
+from .raster import canvas_weights, coverage_counts, patch_counts
+from .style import sample_style
+
+SPLITS = ("train", "validation", "test")
+MAX_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A layout at one image size, as integers over ``whole``: all that is fixed before the chirp is known.
+
+    ``chrome`` float32 [row col 3]: the picture without its spectrogram. ``rows`` [row, frequency bin] and ``cols``
+    [time bin, col]: the picture of a spectrogram's colours c is ``(chrome + rows @ c @ cols) / whole``. ``crops``: per
+    region drawn, its corner and coverage counts; ``patches`` [region row col]: the counts summed over patches.
+    """
+
+    layout: Layout
+    whole: int
+    lut: NDArray[np.uint8]
+    chrome: NDArray[np.float32]
+    rows: NDArray[np.float32]
+    cols: NDArray[np.float32]
+    crops: dict[int, tuple[int, int, NDArray[np.float32]]]
+    patches: NDArray[np.int64]
+
+
+def grid_rows(axes: Box) -> NDArray[np.int64]:
+    """Frequency bin shown by each canvas row of the axes, top row first (nearest neighbour, 0 Hz at the bottom)."""
+    count = axes.row1 - axes.row0
+    return NUM_BINS - 1 - ((2 * np.arange(count) + 1) * NUM_BINS) // (2 * count)
+
+
+def grid_cols(axes: Box) -> NDArray[np.int64]:
+    """Time bin shown by each canvas column of the axes (nearest neighbour)."""
+    count = axes.col1 - axes.col0
+    return ((2 * np.arange(count) + 1) * NUM_BINS) // (2 * count)
+
+
+def project(layout: Layout, image_size: int, patch_size: int) -> Projection:
+    """Precompute what pictures of ``image_size`` need from a layout."""
+    row_weights, col_weights, whole = canvas_weights(image_size)
+    canvas = layout.canvas.astype(np.float32)
+    chrome = np.stack([row_weights @ canvas[..., band] @ col_weights.T for band in range(3)], axis=-1)
+    axes = layout.axes
+    rows = np.zeros((image_size, NUM_BINS), dtype=np.float32)
+    cols = np.zeros((NUM_BINS, image_size), dtype=np.float32)
+    np.add.at(rows.T, grid_rows(axes), row_weights[:, axes.row0 : axes.row1].T)
+    np.add.at(cols, grid_cols(axes), col_weights[:, axes.col0 : axes.col1].T)
+    counts = coverage_counts(layout.label_map, image_size)
+    crops = {}
+    for region in np.flatnonzero(counts.any(axis=(1, 2))):
+        used_rows = np.flatnonzero(counts[region].any(axis=1))
+        used_cols = np.flatnonzero(counts[region].any(axis=0))
+        row0, col0 = int(used_rows[0]), int(used_cols[0])
+        crop = counts[region, row0 : used_rows[-1] + 1, col0 : used_cols[-1] + 1].astype(np.float32)
+        crops[int(region)] = (row0, col0, crop)
+    return Projection(
+        layout, whole, colormap_lut(layout.style.colormap), chrome, rows, cols, crops, patch_counts(counts, patch_size)
+    )
+
+
+def make_layout(seed: int, split: str, index: int) -> Layout:
+    """Layout ``index`` of a split's pool: the first style of its stream whose items fit."""
+    split_number = SPLITS.index(split)
+    for attempt in range(MAX_ATTEMPTS):
+        layout = compose(sample_style(np.random.default_rng([seed, split_number, index, 1 + attempt])))
+        if layout is not None:
+            return layout
+    raise RuntimeError(f"layout {index} of {split}: no style fitted in {MAX_ATTEMPTS} attempts")
+
+
+def layout_pool(seed: int, split: str, image_size: int, patch_size: int, keep: int) -> Callable[[int], Projection]:
+    """A function from pool index to :class:`Projection` that remembers the ``keep`` last used."""
+
+    @lru_cache(maxsize=keep)
+    def get(index: int) -> Projection:
+        return project(make_layout(seed, split, index), image_size, patch_size)
+
+    return get
