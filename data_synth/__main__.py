@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     description, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m data_synth", description=description, epilog=rest,
+        prog="python -m data_synth",
+        description=description,
+        epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--count", type=int, required=True, help="number of pictures")

@@ -52,10 +52,16 @@ def measure(count: int, published_count: int) -> list[tuple[str, float | None, s
     rows.append(("in memory, warm pool", _rate(count, lambda: [dataset[i] for i in range(count)]), "all masks"))
     rows.append(("picture alone, warm pool", _rate(count, lambda: [dataset.image(i) for i in range(count)]), "none"))
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(("written to disk, warm pool", _rate(count, lambda: list(write_folder(dataset, Path(folder)))), "all masks"))
+        rows.append(
+            ("written to disk, warm pool", _rate(count, lambda: list(write_folder(dataset, Path(folder)))), "all masks")
+        )
     published = ChirpDataset("test", published_count, SynthConfig(preset="published"))
     rows.append(
-        ("preset published, in memory", _rate(published_count, lambda: [published[i] for i in range(published_count)]), "all masks")
+        (
+            "preset published, in memory",
+            _rate(published_count, lambda: [published[i] for i in range(published_count)]),
+            "all masks",
+        )
     )
     rows.append(("published generator, disk", _published_generator(published_count), "none"))
     return rows

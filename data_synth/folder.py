@@ -87,7 +87,9 @@ def write_folder(dataset: ChirpDataset, folder: Path, num_processes: int = 1) ->
         found = json.loads(identity.read_text(encoding="utf-8"))
         if found != description:
             different = sorted(key for key in description if found.get(key) != description[key])
-            raise ValueError(f"{identity}: holds another data set (differs in {', '.join(different)}); choose another folder")
+            raise ValueError(
+                f"{identity}: holds another data set (differs in {', '.join(different)}); choose another folder"
+            )
     else:
         write_atomic(identity, (json.dumps(description, indent=2) + "\n").encode())
     work = partial(_write_chunk, dataset=dataset, folder=folder)

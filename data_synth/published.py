@@ -18,17 +18,39 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S, ChirpParams
-from .figure import Box, Layout
+from .figure import Layout
 from .layouts import Projection, project
+from .placement import Box
 from .raster import CANVAS_COLS, CANVAS_ROWS, REGION_INDEX, REGIONS, canvas_weights
 from .style import FigureStyle
 
 PUBLISHED_STYLE = FigureStyle(
-    font_family="DejaVu Sans", title="Synthetic Spectrogram", title_pt=12, title_side="top", title_align=0.5,
-    x_label="Time (s)", y_label="Frequency (Hz)", label_pt=10, tick_pt=10, x_tick_step_s=10, y_tick_step_hz=20,
-    x_side="bottom", y_side="left", colorbar_side="right", colorbar_gap_px=20, colorbar_thickness_px=18,
-    colorbar_label="Intensity", colorbar_range=(0.0, 1.0), colorbar_num_ticks=5, colormap="viridis", frame="box",
-    line_px=1, tick_length_px=5, paper=255, axes_scale=(1.0, 1.0), axes_offset=(0.5, 0.5),
+    font_family="DejaVu Sans",
+    title="Synthetic Spectrogram",
+    title_pt=12,
+    title_side="top",
+    title_align=0.5,
+    x_label="Time (s)",
+    y_label="Frequency (Hz)",
+    label_pt=10,
+    tick_pt=10,
+    x_tick_step_s=10,
+    y_tick_step_hz=20,
+    x_side="bottom",
+    y_side="left",
+    colorbar_side="right",
+    colorbar_gap_px=20,
+    colorbar_thickness_px=18,
+    colorbar_label="Intensity",
+    colorbar_range=(0.0, 1.0),
+    colorbar_num_ticks=5,
+    colormap="viridis",
+    frame="box",
+    line_px=1,
+    tick_length_px=5,
+    paper=255,
+    axes_scale=(1.0, 1.0),
+    axes_offset=(0.5, 0.5),
 )
 
 
@@ -88,8 +110,10 @@ def published_figure(
     extent = axes_artist.get_window_extent()
     # Spines are centred on the edge of the axes; the spectrogram is what lies inside them.
     axes = Box(
-        int(np.ceil(CANVAS_ROWS - extent.y1)), int(np.floor(CANVAS_ROWS - extent.y0)),
-        int(np.ceil(extent.x0)), int(np.floor(extent.x1)),
+        int(np.ceil(CANVAS_ROWS - extent.y1)),
+        int(np.floor(CANVAS_ROWS - extent.y0)),
+        int(np.ceil(extent.x0)),
+        int(np.floor(extent.x1)),
     )
     labels[axes.slices] = REGION_INDEX["plot_background"]
     for region in reversed(REGIONS):
@@ -123,8 +147,13 @@ def _build(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(
-        values, aspect="auto", origin="lower", cmap="viridis", extent=(0, TIME_SPAN_S, 0, FREQ_SPAN_HZ),
-        vmin=limits[0], vmax=limits[1],
+        values,
+        aspect="auto",
+        origin="lower",
+        cmap="viridis",
+        extent=(0, TIME_SPAN_S, 0, FREQ_SPAN_HZ),
+        vmin=limits[0],
+        vmax=limits[1],
     )
     axes.set_xlabel("Time (s)")
     axes.set_ylabel("Frequency (Hz)")

@@ -16,7 +16,18 @@ OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left", "top": "bottom",
 
 FONT_FAMILIES = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral")
 COLORMAPS = ("viridis", "viridis", "viridis", "plasma", "inferno", "magma", "cividis", "gray", "turbo")
-TITLE_WORDS = ("EEG", "Spectrogram", "Recording", "Channel", "Session", "Subject", "Trial", "Run", "Segment", "Power spectrum")
+TITLE_WORDS = (
+    "EEG",
+    "Spectrogram",
+    "Recording",
+    "Channel",
+    "Session",
+    "Subject",
+    "Trial",
+    "Run",
+    "Segment",
+    "Power spectrum",
+)
 TITLE_TAILS = ("C3", "Fz", "Oz", "A", "B", "left temporal", "overview", "raw", "night", "baseline", "detail", "")
 X_LABELS = ("Time (s)", "Time [s]", "Time, s", "t (s)", "Seconds", "Time")
 Y_LABELS = ("Frequency (Hz)", "Frequency [Hz]", "Freq. (Hz)", "f (Hz)", "Hz", "Frequency")

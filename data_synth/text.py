@@ -1,7 +1,7 @@
 """Text as matplotlib's Agg renderer draws it: a bitmap of coverage cropped to its ink.
 
-Takes a string, font family, size and rotation; gives a read-only uint8 array ``[row col]`` (255 = fully inked). The crop
-is the text's exact bounding box, so the box in a mask and the ink in a picture come from the same drawing.
+Takes a string, font family, size and rotation; gives a read-only uint8 array ``[row col]`` (255 = fully inked).
+The crop is the text's exact bounding box, so the box in a mask and the ink in a picture come from the same drawing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,16 @@ def text_bitmap(string: str, family: str, size_pt: float, rotation_deg: int = 0)
     renderer = canvas.get_renderer()
     renderer.clear()
     artist = figure.text(
-        0.5, 0.5, string, family=family, fontsize=size_pt, rotation=rotation_deg, ha="center", va="center",
-        color="black", parse_math=False,
+        0.5,
+        0.5,
+        string,
+        family=family,
+        fontsize=size_pt,
+        rotation=rotation_deg,
+        ha="center",
+        va="center",
+        color="black",
+        parse_math=False,
     )
     try:
         artist.draw(renderer)

@@ -15,8 +15,9 @@ import numpy as np
 
 from .chirp import ridge, sample_params
 from .dataset import ChirpDataset, Sample, Scene, render
-from .figure import Box, Item, Layout, draw, moved_items
+from .figure import Layout, draw
 from .layouts import SPLITS, project
+from .placement import Box, Item, moved_items
 from .published import PublishedFigure, published_figure
 from .raster import TEXT_REGIONS
 from .text import text_bitmap
@@ -29,7 +30,7 @@ GREY = 128
 
 @dataclass(frozen=True)
 class Edit:
-    """One change. ``region`` is a region, ``text`` (all text) or, for the colour bar, the bar with its ticks and label."""
+    """One change. ``region`` is a region or ``text`` (all of it); ``colorbar`` is the bar with its ticks and label."""
 
     kind: EditKind
     region: str = "chirp"
@@ -90,7 +91,9 @@ def twin_scene(dataset: ChirpDataset, index: int, edit: Edit) -> Scene:
         return replace(scene, projection=_published_twin(scene, scene.projection, edit, index))
     layout = scene.projection.layout
     items, added = edited_items(layout, edit, seed=index)
-    projection = project(draw(layout.style, layout.axes, items + added), dataset.config.image_size, dataset.config.patch_size)
+    projection = project(
+        draw(layout.style, layout.axes, items + added), dataset.config.image_size, dataset.config.patch_size
+    )
     return replace(scene, projection=projection)
 
 
