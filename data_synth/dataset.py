@@ -173,10 +173,10 @@ def render(scene: Scene, config: SynthConfig) -> Sample:
     coverage = np.zeros((len(REGIONS), config.image_size, config.image_size), dtype=np.float32)
     scale = np.float32(1 / projection.whole)
     for region, (row0, col0, crop) in projection.crops.items():
-        np.multiply(crop, scale, out=coverage[region, row0 : row0 + crop.shape[0], col0 : col0 + crop.shape[1]])
+        inside = slice(row0, row0 + crop.shape[0]), slice(col0, col0 + crop.shape[1])
+        shown = crop - counts[inside] if region == background else crop
+        np.multiply(shown, scale, out=coverage[region][inside])
     np.multiply(counts, scale, out=coverage[chirp])
-    coverage[background] -= coverage[chirp]
-    np.maximum(coverage[background], 0, out=coverage[background])
     patches = projection.patches.copy()
     patches[chirp] = patch_counts(counts.astype(np.int32), config.patch_size)
     patches[background] -= patches[chirp]
