@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .chirp import NUM_BINS
 from .figure import Layout, colormap_lut, compose
 from .placement import Box
-from .raster import canvas_weights, coverage_counts, patch_counts
+from .raster import area_sums, canvas_weights, coverage_counts, patch_counts
 from .style import sample_style
 
 SPLITS = ("train", "validation", "test")
@@ -59,9 +59,7 @@ def project(layout: Layout, image_size: int, patch_size: int) -> Projection:
     """Precompute what pictures of ``image_size`` need from a layout."""
     row_weights, col_weights, whole = canvas_weights(image_size)
     canvas = layout.canvas.astype(np.float32)
-    chrome = np.stack([row_weights @ canvas[..., band] @ col_weights.T for band in range(3)], axis=-1).astype(
-        np.float32
-    )
+    chrome = np.stack([area_sums(canvas[..., band], image_size) for band in range(3)], axis=-1)
     axes = layout.axes
     rows = np.zeros((image_size, NUM_BINS), dtype=np.float32)
     cols = np.zeros((NUM_BINS, image_size), dtype=np.float32)

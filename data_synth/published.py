@@ -21,7 +21,7 @@ from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S, ChirpParams
 from .figure import Layout
 from .layouts import Projection, project
 from .placement import Box
-from .raster import CANVAS_COLS, CANVAS_ROWS, REGION_INDEX, REGIONS, canvas_weights
+from .raster import CANVAS_COLS, CANVAS_ROWS, REGION_INDEX, REGIONS, area_sums, canvas_weights
 from .style import FigureStyle
 
 PUBLISHED_STYLE = FigureStyle(
@@ -77,9 +77,9 @@ class PublishedFigure:
 
     def image(self, values: NDArray[np.float32], image_size: int) -> NDArray[np.uint8]:
         """The picture averaged down to ``image_size`` squared, uint8 [row col 3]."""
-        rows, cols, whole = canvas_weights(image_size)
+        whole = canvas_weights(image_size)[2]
         canvas = self.canvas(values).astype(np.float32)
-        total = np.stack([rows @ canvas[..., band] @ cols.T for band in range(3)], axis=-1)
+        total = np.stack([area_sums(canvas[..., band], image_size) for band in range(3)], axis=-1)
         return np.floor(total / np.float32(whole) + np.float32(0.5 + 1e-4)).astype(np.uint8)
 
     def project(self, image_size: int, patch_size: int) -> Projection:

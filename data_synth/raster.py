@@ -12,6 +12,7 @@ from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 REGIONS = (
     "chirp",
@@ -55,20 +56,31 @@ def canvas_weights(image_size: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     return rows, cols, row_sum * col_sum
 
 
-def coverage_counts(label_map: NDArray[np.uint8], image_size: int) -> NDArray[np.int32]:
-    """Numerators ``[region row col]`` of the share of each region in each pixel; the denominator is
-    :func:`canvas_weights`'s.
+@lru_cache(maxsize=8)
+def _sparse_weights(image_size: int) -> tuple[csr_array, csr_array]:
+    rows, cols, _ = canvas_weights(image_size)
+    return csr_array(rows), csr_array(cols)
 
-    Raises ValueError for a label map of another size than 480 x 640 or with unknown region numbers.
+
+def area_sums(canvas: NDArray[np.float32], image_size: int) -> NDArray[np.float32]:
+    """Numerators of the area average of a canvas [480 640], float32 [row col]; exact for whole numbers up to 255."""
+    rows, cols = _sparse_weights(image_size)
+    return np.ascontiguousarray((cols @ (rows @ canvas).T).T)
+
+
+def coverage_counts(label_map: NDArray[np.uint8], image_size: int) -> NDArray[np.int32]:
+    """Numerators ``[region row col]`` of the share of each region in each pixel.
+
+    The denominator is :func:`canvas_weights`'s. Raises ValueError for a label map of another size than 480 x 640 or
+    with unknown region numbers.
     """
     if label_map.shape != (CANVAS_ROWS, CANVAS_COLS):
         raise ValueError(f"label map: expected {CANVAS_ROWS} x {CANVAS_COLS} pixels, got {label_map.shape}")
     if label_map.max() >= len(REGIONS):
         raise ValueError(f"label map: expected region numbers below {len(REGIONS)}, got {int(label_map.max())}")
-    rows, cols, _ = canvas_weights(image_size)
     counts = np.zeros((len(REGIONS), image_size, image_size), dtype=np.int32)
     for index in np.unique(label_map):
-        counts[index] = rows @ (label_map == index).astype(np.float32) @ cols.T
+        counts[index] = area_sums((label_map == index).astype(np.float32), image_size)
     return counts
 
 
