@@ -1,0 +1,290 @@
+"""How well does a cheap method order the heads as the truth does?
+
+Takes: scores per picture `[image layer head]` of methods and of truths (positive = removing the head raises
+the loss), and the bootstrap matrix `[replicate image]` shared by everything.
+Gives: statistics of agreement between two score vectors `[row layer head]` (a row is a resample, a half,
+...), and the tidy table.
+Does not know: models, how a score came about.
+
+Conventions: scores are aggregated over pictures first (mean, or 10 % trimmed mean) and compared then. Tied
+heads share average ranks; where a list must be cut inside a tie, each of its heads is in with equal
+probability, and the overlap is its expectation. Scores that are all equal order nothing: NaN in every
+statistic, not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from analysis.intervals import ESTIMATORS, centred_interval, index_counts
+
+Floats = NDArray[np.float64]
+
+COLUMNS = (
+    *("method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high"),
+    *("value_cross", "noise_ceiling", "n"),
+)
+OVERLAPS = ("top_5", "top_10", "top_10pct", "rbo")
+_PAIRS_AT_ONCE = 4_000_000
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Everything the statistics need of scores `[row layer head]`, computed once; heads flattened in the
+    rows.
+
+    `*_ranks` are average ranks, centred and of unit norm, NaN where they are all equal: a product of two of
+    them is Spearman's ρ. `above` counts heads strictly higher, `tied` the heads of equal score, itself
+    included.
+    """
+
+    ranks: Floats  # [row head]
+    layer_ranks: Floats  # [row layer head], within each layer
+    residual_ranks: Floats  # [row head], after removing layer means
+    average_rank: Floats  # [row head]
+    above: Floats  # [row head]
+    tied: Floats  # [row head]
+
+
+def rank_scores(scores: Floats) -> Ranking:
+    """Rank scores `[row layer head]` of each row."""
+    flat = scores.reshape(len(scores), -1)
+    average = rankdata(flat, axis=1)
+    highest_place = rankdata(-flat, method="min", axis=1).astype(np.float64)
+    lowest_place = rankdata(-flat, method="max", axis=1)
+    from_first = scores - scores[..., :1]
+    residual = (from_first - from_first.mean(axis=2, keepdims=True)).reshape(flat.shape)
+    size = np.abs(flat).max(axis=1, keepdims=True)
+    residual = np.round(residual / np.where(size == 0, 1.0, size), _DIGITS)  # ties are not to hang on rounding
+    return Ranking(
+        ranks=_unit(average),
+        layer_ranks=_unit(rankdata(scores, axis=2)),
+        residual_ranks=_unit(rankdata(residual, axis=1)),
+        average_rank=average,
+        above=highest_place - 1,
+        tied=lowest_place - highest_place + 1,
+    )
+
+
+def spearman(a: Ranking, b: Ranking) -> Floats:
+    """Spearman's ρ per row: Pearson's r of average ranks."""
+    return (a.ranks * b.ranks).sum(axis=1)
+
+
+def spearman_within_layers(a: Ranking, b: Ranking) -> Floats:
+    """Mean over layers of the ρ inside each layer; layers where either is constant are left out, NaN if all
+    are."""
+    inside = (a.layer_ranks * b.layer_ranks).sum(axis=2)
+    defined = np.isfinite(inside)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, inside, 0.0).sum(axis=1) / defined.sum(axis=1)
+
+
+def spearman_layer_means_removed(a: Ranking, b: Ranking) -> Floats:
+    """Spearman's ρ of what is left of the scores when each layer's mean is subtracted."""
+    return (a.residual_ranks * b.residual_ranks).sum(axis=1)
+
+
+def kendall(a: Ranking, b: Ranking) -> Floats:
+    """Kendall's τ-b per row: (concordant − discordant) / √(pairs untied in a · pairs untied in b) (Kendall
+    1945)."""
+    first, second = np.triu_indices(a.average_rank.shape[1], 1)
+    result = np.empty(len(a.average_rank))
+    rows = max(1, _PAIRS_AT_ONCE // max(1, len(first)))
+    for start in range(0, len(result), rows):
+        block = slice(start, start + rows)
+        signs = [np.sign(rank[block][:, first] - rank[block][:, second]) for rank in (_small(a), _small(b))]
+        agree, in_a, in_b = (
+            np.einsum("rp,rp->r", x, y).astype(np.float64)
+            for x, y in ((signs[0], signs[1]), (signs[0], signs[0]), (signs[1], signs[1]))
+        )
+        with np.errstate(invalid="ignore"):
+            result[block] = agree / np.sqrt(in_a * in_b)
+    return result
+
+
+def top_overlap(a: Ranking, b: Ranking, k: int) -> Floats:
+    """Share of the k highest heads of one that are among the k highest of the other."""
+    if not 1 <= k <= a.above.shape[1]:
+        raise ValueError(f"top-k overlap: expected k from 1 to {a.above.shape[1]} heads, got {k}")
+    return _constant_as_nan(a, b, (_in_top(a, k) * _in_top(b, k)).sum(axis=1) / k)
+
+
+def rank_biased_overlap(a: Ranking, b: Ranking, p: float = 0.9) -> Floats:
+    """Extrapolated RBO of the complete lists, highest first (Webber, Moffat & Zobel 2010, eq. 30).
+
+    (1−p)/p · Σ_d X_d/d · p^d + X_H/H · p^H with X_d the overlap at depth d = 1 … H; X_H = H, as both rank the
+    same H heads. It is linear in the overlaps, so ties enter by the expected X_d.
+    """
+    if not 0 < p < 1:
+        raise ValueError(f"rank-biased overlap: expected p between 0 and 1, got {p}")
+    depth = np.arange(1, a.above.shape[1] + 1)
+    weight = (1 - p) / p * p**depth / depth
+    untied = (a.tied.max(axis=1) == 1) & (b.tied.max(axis=1) == 1)
+    from_depth = np.append(np.cumsum(weight[::-1])[::-1], 0.0)
+    # Without ties a head is in both lists from the deeper of its two places on.
+    deeper = np.maximum(a.above, b.above).astype(np.intp)
+    result = from_depth[deeper].sum(axis=1)
+    if not untied.all():
+        x, y = _only(a, ~untied), _only(b, ~untied)
+        result[~untied] = sum(
+            w * (_in_top(x, d) * _in_top(y, d)).sum(axis=1) for d, w in zip(depth, weight, strict=True)
+        )
+    return _constant_as_nan(a, b, result + p ** len(depth))
+
+
+def statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
+    """Every statistic of agreement, name -> `[row]`. Top-k has k = 5, 10 (or all heads, if fewer) and ⌈10
+    %⌉."""
+    num_heads = a.above.shape[1]
+    return {
+        "spearman": spearman(a, b),
+        "kendall": kendall(a, b),
+        "top_5": top_overlap(a, b, min(5, num_heads)),
+        "top_10": top_overlap(a, b, min(10, num_heads)),
+        "top_10pct": top_overlap(a, b, ceil(num_heads / 10)),
+        "rbo": rank_biased_overlap(a, b),
+        "spearman_within_layers": spearman_within_layers(a, b),
+        "spearman_layer_means_removed": spearman_layer_means_removed(a, b),
+    }
+
+
+def random_halves(num_images: int, num_halves: int, seed: int) -> tuple[Floats, Floats]:
+    """Counts `[half image]` of random halves and of the pictures each leaves over (the larger part when
+    odd)."""
+    places = np.tile(np.arange(num_images), (num_halves, 1))
+    first = (np.random.default_rng(seed).permuted(places, axis=1) < num_images // 2).astype(np.float64)
+    return first, 1 - first
+
+
+def noise_ceiling(split_half: Floats) -> float:
+    """√(mean agreement of the truth's halves): no method's expected `value_cross` exceeds it.
+
+    For two independent halves each statistic here is an inner product of their (unit) features, so by
+    Cauchy-Schwarz E⟨method, half⟩ ≤ √(E⟨half, other half⟩). A mean that is negative or undefined bounds
+    nothing: NaN.
+    """
+    mean = float(np.mean(split_half))
+    return float(np.sqrt(mean)) if mean >= 0 else float("nan")
+
+
+def agreement_table(
+    methods: Mapping[str, NDArray[np.floating]],
+    truths: Mapping[str, NDArray[np.floating]],
+    signed: Mapping[str, bool],
+    indices: NDArray[np.integer],
+    seed: int,
+    *,
+    num_halves: int = 200,
+) -> pd.DataFrame:
+    """The tidy table: one row per method, truth, estimator and statistic, in that order.
+
+    All scores `[image layer head]` of the same pictures, `indices [replicate image]`. Unsigned methods
+    (`signed` false) meet each truth and, as truth `<name>_abs`, its absolute value per picture. `value`:
+    method and truth on the same pictures; `ci_*`: its 95 % interval over pictures, `centred_interval` within
+    the range of the statistic; `value_cross`: method on one half of the pictures, truth on the other, mean
+    over `num_halves` random halves; `noise_ceiling`: the bound the truth's own noise sets to `value_cross`;
+    `n` pictures.
+
+    Noise in the scores lowers every statistic: the interval is the precision of `value` at this number of
+    pictures, not of what infinitely many would give.
+    """
+    num_images = _check(methods, truths, signed, num_halves)
+    counts = index_counts(indices, num_images)
+    first, second = random_halves(num_images, num_halves, seed)
+    shared = np.concatenate([np.ones((1, num_images)), counts])
+    method_rows, truth_rows = np.concatenate([shared, first]), np.concatenate([shared, second])
+    records = []
+    for estimator in ESTIMATORS:
+        known: dict[str, tuple[Ranking, dict[str, float]]] = {}
+        for name, truth in truths.items():
+            for label, scores in ((name, truth), (f"{name}_abs", np.abs(truth))):
+                if label != name and all(signed[method] for method in methods):
+                    continue
+                ranking = _aggregated(scores, truth_rows, estimator)
+                halves = _only(ranking, np.arange(len(shared), len(truth_rows)))
+                split = statistics(halves, _aggregated(scores, first, estimator))
+                known[label] = ranking, {key: noise_ceiling(found) for key, found in split.items()}
+        for method, scores in methods.items():
+            ranking = _aggregated(scores, method_rows, estimator)
+            for label, (truth_ranking, ceilings) in known.items():
+                if signed[method] and label not in truths:
+                    continue
+                for statistic, found in statistics(ranking, truth_ranking).items():
+                    value, replicates, cross = np.split(found[:, None], [1, len(shared)])
+                    limits = centred_interval(value[0], replicates)
+                    low, high = np.clip(limits, 0.0 if statistic in OVERLAPS else -1.0, 1.0)[:, 0]
+                    numbers = (value[0, 0], low, high, cross.mean(), ceilings[statistic], num_images)
+                    records.append((method, label, estimator, statistic, *numbers))
+    table = pd.DataFrame(records, columns=list(COLUMNS))
+    order = {name: place for place, name in enumerate(methods)}
+    labels = {name: place for place, name in enumerate(label for t in truths for label in (t, f"{t}_abs"))}
+    keys = pd.DataFrame({"method": table["method"].map(order), "truth": table["truth"].map(labels)})
+    return table.loc[keys.sort_values(["method", "truth"], kind="stable").index].reset_index(drop=True)
+
+
+def _check(
+    methods: Mapping[str, NDArray[np.floating]],
+    truths: Mapping[str, NDArray[np.floating]],
+    signed: Mapping[str, bool],
+    num_halves: int,
+) -> int:
+    """The number of pictures, the same in all scores, else ValueError."""
+    if not methods or not truths:
+        raise ValueError(f"agreement: expected methods and truths, got {len(methods)} and {len(truths)}")
+    missing = sorted(set(methods) - set(signed))
+    if missing:
+        raise ValueError(f"agreement: expected signed true or false for every method, missing for {missing}")
+    shape = np.shape(next(iter(truths.values())))
+    for name, scores in (*truths.items(), *methods.items()):
+        if np.ndim(scores) != 3 or np.shape(scores) != shape or 0 in shape:
+            raise ValueError(f"{name}: expected scores [image layer head] {list(shape)}, got {list(np.shape(scores))}")
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"{name}: expected finite scores, picture {np.argwhere(~np.isfinite(scores))[0][0]} has others"
+            )
+    clash = sorted({f"{name}_abs" for name in truths} & set(truths))
+    if clash or shape[0] < 2 or num_halves < 1:
+        raise ValueError(
+            f"agreement: expected 2 pictures, 1 half and truths unlike {clash}, got {shape[0]} and {num_halves}"
+        )
+    return int(shape[0])
+
+
+def _aggregated(scores: NDArray[np.floating], counts: Floats, estimator: str) -> Ranking:
+    """Ranking of scores `[image layer head]` aggregated under each row of counts."""
+    columns = scores.reshape(len(scores), -1).astype(np.float64)
+    return rank_scores(ESTIMATORS[estimator](columns, counts).reshape(-1, *scores.shape[1:]))
+
+
+def _unit(ranks: Floats) -> Floats:
+    centred = ranks - (ranks.shape[-1] + 1) / 2
+    norm = np.sqrt((centred**2).sum(axis=-1, keepdims=True))
+    return centred / np.where(norm == 0, np.nan, norm)
+
+
+def _small(ranking: Ranking) -> NDArray[np.float32]:
+    """Average ranks as float32: half-integers stay exact, and so do sums of pair signs."""
+    return ranking.average_rank.astype(np.float32)
+
+
+def _in_top(ranking: Ranking, k: int) -> Floats:
+    """Probability `[row head]` that a head is among the k highest, ties broken at random."""
+    return np.clip((k - ranking.above) / ranking.tied, 0.0, 1.0)
+
+
+def _constant_as_nan(a: Ranking, b: Ranking, values: Floats) -> Floats:
+    constant = np.isnan(a.ranks[:, 0]) | np.isnan(b.ranks[:, 0])
+    return np.where(constant, np.nan, values)
+
+
+def _only(ranking: Ranking, rows: NDArray[np.generic]) -> Ranking:
+    return Ranking(**{name: part[rows] for name, part in vars(ranking).items()})

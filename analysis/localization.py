@@ -1,0 +1,408 @@
+"""Where does each head look? Non-negative maps against region masks, on the patch grid.
+
+Takes: maps `[image ... row col]` (any axes between, such as `layer head`; renormalised over patches here,
+special tokens already dropped) and boolean masks `[image row col]`, or patch labels `[image row col]` with
+regions as name -> label indices.
+Gives: each metric per picture `[image ...]`, its value by chance, and the tidy table. The same functions
+serve pixel grids.
+Does not know: models, methods, what a region shows.
+
+Conventions: N patches, a region S of k = |S|. A picture without the region is NaN, and so is a metric it
+cannot have (ROC-AUC when S is everything); nothing becomes 0. Equal values are never ordered by position: a
+tie counts by its expectation over random orders. Rank metrics order the values as given, so no rounding makes
+or breaks a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.intervals import Interval, bootstrap_interval, index_counts, weighted_mean, weighted_ratio
+from analysis.nulls import (
+    average_precision_chance,
+    expected_iou,
+    false_discovery_rate,
+    iou_chance,
+    permutation_null,
+)
+
+Floats = NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
+COLUMNS = (
+    *("layer", "head", "query", "region", "metric", "value", "chance", "adjusted"),
+    *("ci_low", "ci_high", "n", "p", "q_value"),
+)
+
+
+@dataclass(frozen=True)
+class RankedMaps:
+    """Maps sorted once, for any number of masks. `order` lists patches from the highest value to the lowest;
+    the values tied with the one at a place of that order fill the places `above` to `through` − 1."""
+
+    shape: tuple[int, ...]
+    mass: Floats  # [image map patch], sums to 1 over patches
+    order: NDArray[np.int32]  # [image map place]
+    above: NDArray[np.int32]  # [image map place]
+    through: NDArray[np.int32]  # [image map place]
+    threshold: Floats  # [map], the mass a share of all patches of all pictures reaches (see quantile_overlap)
+    tied_share: Floats  # [map], the share of the patches at the threshold that belongs to it
+
+
+@dataclass(frozen=True)
+class Located:
+    """Ranked maps against one mask, reduced to the pictures that contain the region; every metric takes this
+    too."""
+
+    ranked: RankedMaps
+    present: NDArray[np.bool_]  # [image]
+    mask: Floats  # [present patch]
+    area: NDArray[np.int64]  # [present 1]
+    hits: NDArray[np.int32]  # [present map place], region patches before each place, N + 1 places
+
+    @property
+    def num_patches(self) -> int:
+        return self.mask.shape[1]
+
+    def rows(self, field: NDArray[Number]) -> NDArray[Number]:
+        """One field of the ranking for the pictures that contain the region."""
+        return field if self.present.all() else field[self.present]
+
+    def spread(self, values: Floats) -> Floats:
+        """`[present map]` (or `[present 1]`) back to `[image ...]`, NaN for the other pictures."""
+        result = np.full(self.ranked.mass.shape[:2], np.nan)
+        result[self.present] = values
+        return result.reshape(self.ranked.shape)
+
+
+Maps = NDArray[np.floating] | RankedMaps | Located
+Mask = NDArray[np.bool_] | None
+
+
+def rank_maps(maps: NDArray[np.floating], *, top_share: float = 0.005) -> RankedMaps:
+    """Check and sort maps `[image ... row col]`. ValueError unless finite, non-negative and not all zero.
+
+    `top_share` is the share of patches the dataset-level threshold of `quantile_overlap` lets through.
+    """
+    if not 0 < top_share <= 1:
+        raise ValueError(f"quantile IoU: expected a share above 0 and up to 1, got {top_share}")
+    maps = np.asarray(maps)
+    if maps.ndim < 3 or maps.size == 0 or not np.issubdtype(maps.dtype, np.floating):
+        raise ValueError(f"maps: expected floats [image ... row col], got {maps.dtype} {list(maps.shape)}")
+    flat = maps.reshape(len(maps), -1, maps.shape[-2] * maps.shape[-1])
+    for wrong, what in ((~np.isfinite(flat), "finite"), (flat < 0, "non-negative")):
+        if wrong.any():
+            raise ValueError(f"maps: expected {what} values, picture {np.argwhere(wrong)[0][0]} has others")
+    total = flat.sum(axis=2, keepdims=True, dtype=np.float64)
+    if (total == 0).any():
+        raise ValueError(f"maps: expected some mass, a map of picture {np.argwhere(total == 0)[0][0]} is all zero")
+    order = np.argsort(-flat, axis=2, kind="stable").astype(np.int32)
+    values = np.take_along_axis(flat, order, axis=2)
+    places = np.arange(flat.shape[2], dtype=np.int32)
+    falls = values[..., 1:] != values[..., :-1]
+    above, through = np.zeros_like(order), np.full_like(order, flat.shape[2])
+    np.maximum.accumulate(np.where(falls, places[1:], 0), axis=2, out=above[..., 1:])
+    ends = np.where(falls, places[1:], flat.shape[2])[..., ::-1]
+    through[..., :-1] = np.minimum.accumulate(ends, axis=2)[..., ::-1]
+    mass = flat / total
+    pooled = np.moveaxis(mass, 1, 0).reshape(mass.shape[1], -1)
+    taken = int(np.ceil(top_share * pooled.shape[1]))
+    threshold = np.partition(pooled, -taken, axis=1)[:, -taken, None]
+    tied_share = (taken - (pooled > threshold).sum(axis=1)) / (pooled == threshold).sum(axis=1)
+    return RankedMaps(maps.shape[:-2], mass, order, above, through, threshold[:, 0], tied_share)
+
+
+def locate(maps: Maps, mask: Mask = None) -> Located:
+    """Join maps with a boolean mask `[image row col]`. ValueError when the mask is of another size or
+    type."""
+    if isinstance(maps, Located):
+        return maps
+    ranked = maps if isinstance(maps, RankedMaps) else rank_maps(maps)
+    num_images, _, num_patches = ranked.mass.shape
+    if mask is None or mask.dtype != bool or len(mask) != num_images or mask.size != num_images * num_patches:
+        got = "none" if mask is None else f"{mask.dtype} {list(mask.shape)}"
+        raise ValueError(f"mask: expected bool [image row col], {num_images} x {num_patches} patches, got {got}")
+    if not isinstance(maps, RankedMaps) and mask.shape[1:] != maps.shape[-2:]:
+        raise ValueError(f"mask: expected a grid of {list(maps.shape[-2:])}, got {list(mask.shape[1:])}")
+    flat = mask.reshape(num_images, num_patches)
+    present = np.any(flat, axis=1)
+    order = ranked.order if present.all() else ranked.order[present]
+    inside = np.take_along_axis(flat[present][:, None, :], order, axis=2)
+    hits = np.zeros((*order.shape[:2], num_patches + 1), dtype=np.int32)
+    np.cumsum(inside, axis=2, out=hits[..., 1:])
+    return Located(ranked, present, flat[present].astype(np.float64), flat[present].sum(axis=1)[:, None], hits)
+
+
+def region_masks(
+    patch_labels: NDArray[np.integer], regions: Mapping[str, Sequence[int]]
+) -> dict[str, NDArray[np.bool_]]:
+    """Mask `[image row col]` of each region: the patches whose label is among its indices."""
+    if np.ndim(patch_labels) != 3 or not np.issubdtype(np.asarray(patch_labels).dtype, np.integer):
+        raise ValueError(f"patch labels: expected integers [image row col], got shape {list(np.shape(patch_labels))}")
+    return {name: np.isin(patch_labels, list(indices)) for name, indices in regions.items()}
+
+
+def iou_area_matched(maps: Maps, mask: Mask = None) -> Floats:
+    """IoU of S with the k highest patches: h/(2k − h), h of them in S; the expectation over ties is exact."""
+    view = locate(maps, mask)
+    return view.spread(_iou_of_top(view, np.broadcast_to(view.area, view.hits.shape[:2])))
+
+
+def iou_mass(maps: Maps, mask: Mask = None, *, kept_share: float = 0.6) -> Floats:
+    """IoU of S with the fewest highest patches that hold 60 % of the mass (DINO: Caron et al. 2021, sec.
+    4.2.2)."""
+    view = locate(maps, mask)
+    return view.spread(_iou_of_top(view, _places_holding(view, kept_share)))
+
+
+def quantile_overlap(maps: Maps, mask: Mask = None) -> tuple[Floats, Floats]:
+    """Intersection and union `[image ...]`, in patches, of S with the patches above a map's dataset-level threshold.
+
+    Network Dissection (Bau et al. 2017, sec. 2.3-2.4): per unit the threshold that a share of all patches of *all*
+    pictures exceed, and the unit's IoU is Σ intersections / Σ unions over the pictures that contain the concept. The
+    share is the paper's 0.005 (about one patch of a 16 x 16 grid; `rank_maps` takes another), so a region of a share
+    s of the picture cannot score above 0.005/s: compare heads by it, not regions. Patches tied at the threshold enter
+    by the share of them that is taken.
+    """
+    view = locate(maps, mask)
+    mass = view.rows(view.ranked.mass)
+    threshold, tied_share = view.ranked.threshold[:, None], view.ranked.tied_share[:, None]
+    member = (mass > threshold) + (mass == threshold) * tied_share
+    intersection = np.matmul(member, view.mask[:, :, None])[..., 0]
+    return view.spread(intersection), view.spread(member.sum(axis=2) + view.area - intersection)
+
+
+def iou_quantile(maps: Maps, mask: Mask = None) -> Floats:
+    """Each picture's intersection / union of `quantile_overlap`; the table holds the ratio of their sums."""
+    intersection, union = quantile_overlap(maps, mask)
+    return intersection / union
+
+
+def mass(maps: Maps, mask: Mask = None) -> Floats:
+    """Share of the map's mass that lies on S."""
+    view = locate(maps, mask)
+    return view.spread(np.matmul(view.rows(view.ranked.mass), view.mask[:, :, None])[..., 0])
+
+
+def lift(maps: Maps, mask: Mask = None) -> Floats:
+    """Mass on S over the share of patches in S: mass / (k/N); 1 for a uniform map."""
+    view = locate(maps, mask)
+    share = view.area / view.num_patches
+    return view.spread(np.matmul(view.rows(view.ranked.mass), view.mask[:, :, None])[..., 0] / share)
+
+
+def rank_accuracy(maps: Maps, mask: Mask = None) -> Floats:
+    """Share of the k highest patches that lie in S (relevance rank accuracy, Arras et al. 2022, sec. 3.3)."""
+    view = locate(maps, mask)
+    certain, tied, tied_inside, drawn = _top(view, np.broadcast_to(view.area, view.hits.shape[:2]))
+    return view.spread((certain + drawn * tied_inside / tied) / view.area)
+
+
+def roc_auc(maps: Maps, mask: Mask = None) -> Floats:
+    """Chance that a patch in S outranks one outside, ties half (Mann-Whitney); NaN where S is the whole
+    picture."""
+    view = locate(maps, mask)
+    inside = np.diff(view.hits, axis=2)
+    twice_rank = (
+        2 * view.num_patches + 1 - view.rows(view.ranked.above).astype(np.int64) - view.rows(view.ranked.through)
+    )
+    area = view.area.astype(np.float64)
+    rank_sum = (inside * twice_rank).sum(axis=2) / 2
+    with np.errstate(invalid="ignore"):
+        return view.spread((rank_sum - area * (area + 1) / 2) / (area * (view.num_patches - area)))
+
+
+def average_precision(maps: Maps, mask: Mask = None) -> Floats:
+    """Σ (R_n − R_(n−1)) P_n over distinct values, as scikit-learn: tied patches share the precision at the
+    end of the tie."""
+    view = locate(maps, mask)
+    through = view.rows(view.ranked.through).astype(np.intp)
+    precision = np.take_along_axis(view.hits, through, axis=2) / through
+    return view.spread((np.diff(view.hits, axis=2) * precision).sum(axis=2) / view.area)
+
+
+def pointing_game(maps: Maps, mask: Mask = None) -> Floats:
+    """Is the maximum in S (Zhang et al. 2018)? With several maxima, the share of them that is."""
+    view = locate(maps, mask)
+    maxima = view.rows(view.ranked.through)[..., :1].astype(np.intp)
+    return view.spread((np.take_along_axis(view.hits, maxima, axis=2) / maxima)[..., 0])
+
+
+METRICS: dict[str, Callable[[Maps, Mask], Floats]] = {
+    "iou": iou_area_matched,
+    "iou_quantile": iou_quantile,
+    "iou_mass60": iou_mass,
+    "mass": mass,
+    "lift": lift,
+    "rank_accuracy": rank_accuracy,
+    "roc_auc": roc_auc,
+    "average_precision": average_precision,
+    "pointing_game": pointing_game,
+}
+
+
+def per_picture(maps: Maps, mask: Mask = None, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Floats]:
+    """Every metric per picture, name -> `[image ...]`."""
+    view = locate(maps, mask)
+    return {name: METRICS[name](view, None) for name in metrics}
+
+
+def chance_per_picture(maps: Maps, mask: Mask = None, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Floats]:
+    """What each metric would be for patches in random order, name -> `[image ...]`, NaN where the metric is.
+
+    Exact, given the number of patches selected; that of `average_precision` is for maps without ties, that of
+    `iou_quantile` the ratio of the expected intersection and union.
+    """
+    view = locate(maps, mask)
+    share = view.area / view.num_patches
+
+    exact: dict[str, Callable[[], Floats]] = {
+        "iou": lambda: view.spread(iou_chance(view.num_patches, view.area, view.area)),
+        "iou_quantile": lambda: np.divide(*_quantile_overlap_by_chance(view)),
+        "iou_mass60": lambda: view.spread(iou_chance(view.num_patches, _places_holding(view, 0.6), view.area)),
+        "lift": lambda: view.spread(np.ones_like(share)),
+        "roc_auc": lambda: view.spread(np.where(share == 1, np.nan, 0.5)),
+        "average_precision": lambda: view.spread(average_precision_chance(view.num_patches, view.area)),
+    }
+    return {name: exact[name]() if name in exact else view.spread(share) for name in metrics}
+
+
+def adjusted_for_chance(value: Floats, chance: Floats) -> Floats:
+    """(value − chance) / (1 − chance): 0 by chance, 1 at best; NaN where chance leaves no room."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(chance == 1, np.nan, (value - chance) / (1 - chance))
+
+
+def region_intervals(
+    view: Located, indices: NDArray[np.integer], metrics: Sequence[str] = tuple(METRICS)
+) -> tuple[Interval, Floats, NDArray[np.int64]]:
+    """Value with its 95 % BCa interval, mean chance, and number of pictures, each `[metric map]`, over
+    pictures with S."""
+    num_images = len(view.present)
+    values = {name: found.reshape(num_images, -1) for name, found in per_picture(view, None, metrics).items()}
+    chances = {name: found.reshape(num_images, -1) for name, found in chance_per_picture(view, None, metrics).items()}
+    ones = np.ones((1, num_images))
+    rows: list[tuple[Floats, ...]] = []
+    for name in metrics:
+        chance = weighted_mean(chances[name], ones)[0]
+        if name == "iou_quantile":
+            hit, union = (part.reshape(num_images, -1) for part in quantile_overlap(view))
+            lucky, lucky_union = (part.reshape(num_images, -1) for part in _quantile_overlap_by_chance(view))
+            chance = weighted_ratio(lucky, lucky_union, ones)[0]
+            found = bootstrap_interval(partial(weighted_ratio, hit, union), indices)
+        else:
+            found = bootstrap_interval(partial(weighted_mean, values[name]), indices)
+        rows.append((found.value, found.low, found.high, chance, np.isfinite(values[name]).sum(axis=0)))
+    value, low, high, chance, count = (np.stack(part) for part in zip(*rows, strict=True))
+    return Interval(value, low, high), chance, count
+
+
+def localization_table(
+    maps: NDArray[np.floating],
+    patch_labels: NDArray[np.integer],
+    regions: Mapping[str, Sequence[int]],
+    query: str,
+    seed: int,
+    indices: NDArray[np.integer],
+    *,
+    extra_masks: Mapping[str, NDArray[np.bool_]] | None = None,
+    concepts: Collection[str] | None = None,
+    num_permutations: int = 9999,
+) -> pd.DataFrame:
+    """The tidy table, one row per layer, head, region and metric, in that order.
+
+    `maps [image layer head row col]`, `patch_labels [image row col]`, `indices [replicate image]` the shared
+    bootstrap. `extra_masks` adds regions that labels cannot name (edges, corners, sinks). `value` is the mean
+    over the pictures that contain the region (for `iou_quantile` the ratio of sums), `n` their number,
+    `chance` the same of the exact chance level, `adjusted` the rescaled value (NaN for lift, which has no
+    upper end), `ci_*` the 95 % BCa interval of `value`. `p` and `q_value` stand at `mass` and `lift`: the
+    permutation test of the mass, and Benjamini-Hochberg over heads x regions, of the regions in `concepts`
+    only where it is given. A region whose position is fixed has neither.
+    """
+    if np.ndim(maps) != 5 or np.shape(patch_labels) != np.shape(maps)[:1] + np.shape(maps)[-2:]:
+        raise ValueError(
+            "localization: expected maps [image layer head row col] and labels [image row col], "
+            f"got {list(np.shape(maps))} and {list(np.shape(patch_labels))}"
+        )
+    index_counts(indices, len(maps))
+    masks = region_masks(patch_labels, regions) | dict(extra_masks or {})
+    unknown = sorted(set(concepts or ()) - set(masks))
+    if unknown or not masks:
+        raise ValueError(f"localization: expected regions among {sorted(masks)}, got concepts {unknown}")
+    ranked = rank_maps(maps)
+    num_maps = ranked.mass.shape[1]
+    numbers = np.full((len(masks), len(METRICS), num_maps, 6), np.nan)
+    p = np.full((len(masks), num_maps), np.nan)
+    for place, (name, mask) in enumerate(masks.items()):
+        view = locate(ranked, mask)
+        found, chance, count = region_intervals(view, indices)
+        adjusted = adjusted_for_chance(found.value, chance)
+        adjusted[list(METRICS).index("lift")] = np.nan
+        numbers[place] = np.stack([found.value, chance, adjusted, found.low, found.high, count], axis=-1)
+        if concepts is None or name in concepts:
+            p[place] = permutation_null(maps, mask, seed=seed, num_permutations=num_permutations).p.ravel()
+    return _tidy(numbers, p, query, list(masks), ranked.shape[1:])
+
+
+def _tidy(
+    numbers: Floats, p: Floats, query: str, regions: Sequence[str], layers_and_heads: tuple[int, ...]
+) -> pd.DataFrame:
+    """Rows by layer, head, region, metric from `numbers [region metric map 6]` and `p [region map]`."""
+    num_layers, num_heads = layers_and_heads
+    names = list(METRICS)
+    tested = [names.index("mass"), names.index("lift")]
+    p_and_q = np.full((*numbers.shape[:3], 2), np.nan)
+    p_and_q[:, tested] = np.stack([p, false_discovery_rate(p)], axis=-1)[:, None]
+    rows = np.concatenate([numbers, p_and_q], axis=-1).transpose(2, 0, 1, 3).reshape(-1, 8)
+    layer, head, region, metric = (
+        part.ravel() for part in np.indices((num_layers, num_heads, len(regions), len(names)))
+    )
+    table = pd.DataFrame(rows, columns=["value", "chance", "adjusted", "ci_low", "ci_high", "n", "p", "q_value"])
+    table = table.assign(
+        layer=layer,
+        head=head,
+        query=query,
+        region=np.array(regions, dtype=object)[region],
+        metric=np.array(names, dtype=object)[metric],
+        n=table["n"].astype(np.int64),
+    )
+    return table[list(COLUMNS)]
+
+
+def _quantile_overlap_by_chance(view: Located) -> tuple[Floats, Floats]:
+    """Intersection and union `[image ...]` expected when as many patches of each picture are taken at random."""
+    intersection, union = quantile_overlap(view)
+    area = view.spread(view.area.astype(np.float64))
+    expected = (intersection + union - area) * area / view.num_patches
+    return expected, intersection + union - expected
+
+
+def _top(view: Located, selected: NDArray[np.integer]) -> tuple[NDArray[np.int64], ...]:
+    """Of the `selected [present map]` highest patches: sure hits; then size, hits and draws of the tie at the
+    boundary."""
+    last = selected[..., None].astype(np.intp) - 1
+    above = np.take_along_axis(view.rows(view.ranked.above), last, axis=2).astype(np.intp)
+    through = np.take_along_axis(view.rows(view.ranked.through), last, axis=2).astype(np.intp)
+    certain = np.take_along_axis(view.hits, above, axis=2)
+    reached = np.take_along_axis(view.hits, through, axis=2)
+    parts = (certain, through - above, reached - certain, last + 1 - above)
+    return tuple(part[..., 0].astype(np.int64) for part in parts)
+
+
+def _iou_of_top(view: Located, selected: NDArray[np.integer]) -> Floats:
+    certain, tied, tied_inside, drawn = _top(view, selected)
+    return expected_iou(certain, tied, tied_inside, drawn, selected, view.area)
+
+
+def _places_holding(view: Located, share: float) -> NDArray[np.int64]:
+    """The fewest highest patches that hold `share` of the mass, `[present map]`; sums within 1e-12 of it
+    reach it."""
+    ordered = np.take_along_axis(view.rows(view.ranked.mass), view.rows(view.ranked.order).astype(np.intp), axis=2)
+    before = np.cumsum(ordered, axis=2)[..., :-1]
+    return 1 + (before < share - 1e-12).sum(axis=2)

@@ -1,0 +1,152 @@
+"""Where does a pixel map look? Pixel maps against pixel coverage, with the ceiling a patch grid puts on them.
+
+Takes: maps per method `[image row col]` (full resolution, or one value per patch, then drawn as flat patches)
+and coverage `[image region row col]` in [0, 1]; a pixel is inside a region that covers at least half of it.
+Gives: the tidy table. Metrics, chance and intervals are those of the patch grid, with pixels for patches.
+Does not know: models, methods, what a region shows.
+
+Pixel IoU stands apart from the IoU on the patch grid because no map made of patches can draw a thin line: its
+ceiling, the IoU of the best union of patches, is given beside it. The ceiling binds maps made of patches; a
+full-resolution map may pass it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.intervals import bootstrap_interval, index_counts, weighted_mean
+from analysis.localization import adjusted_for_chance, chance_per_picture, locate, per_picture, rank_maps
+
+Floats = NDArray[np.float64]
+
+PIXEL_METRICS = ("iou", "mass", "lift", "roc_auc", "average_precision")
+COLUMNS = (
+    *("method", "region", "metric", "value", "chance", "adjusted"),
+    *("ci_low", "ci_high", "n", "ceiling"),
+)
+_HALF = 0.5 - 1e-6
+_PICTURES_AT_ONCE = 16
+
+
+def pixel_masks(coverage: NDArray[np.floating], regions: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:
+    """Mask `[image row col]` of each region: the pixels its labels together cover by half or more.
+
+    ValueError unless coverage `[image region row col]` lies in [0, 1] and the regions' indices in it.
+    """
+    coverage = np.asarray(coverage)
+    if coverage.ndim != 4 or not np.issubdtype(coverage.dtype, np.floating):
+        raise ValueError(
+            f"coverage: expected floats [image region row col], got {coverage.dtype} {list(coverage.shape)}"
+        )
+    if not (coverage.min(initial=0) >= -1e-5 and coverage.max(initial=0) <= 1 + 1e-5):
+        raise ValueError("coverage: expected values from 0 to 1")
+    for name, indices in regions.items():
+        if not indices or min(indices) < 0 or max(indices) >= coverage.shape[1]:
+            raise ValueError(f"region {name}: expected indices from 0 to {coverage.shape[1] - 1}, got {list(indices)}")
+    return {name: coverage[:, list(indices)].sum(axis=1) >= _HALF for name, indices in regions.items()}
+
+
+def draw_patches(maps: NDArray[np.floating], num_rows: int, num_cols: int) -> NDArray[np.floating]:
+    """Patch maps `[image row col]` as flat patches of `num_rows` x `num_cols` pixels; pixels of one patch
+    stay tied."""
+    if num_rows % maps.shape[1] or num_cols % maps.shape[2]:
+        raise ValueError(
+            f"patch maps: expected a grid that divides {num_rows} x {num_cols} pixels, "
+            f"got {maps.shape[1]} x {maps.shape[2]}"
+        )
+    taller = np.repeat(maps, num_rows // maps.shape[1], axis=1)
+    return np.repeat(taller, num_cols // maps.shape[2], axis=2)
+
+
+def iou_ceiling(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
+    """The highest IoU of a pixel mask `[image row col]` with any union of the patches of `grid` (rows, cols),
+    `[image]`.
+
+    Of all unions of j patches the j best covered ones hit most, so the best prefix of the patches in order of
+    coverage is the best union. NaN where the mask is empty.
+    """
+    num_images, num_rows, num_cols = mask.shape
+    if num_rows % grid[0] or num_cols % grid[1]:
+        raise ValueError(f"ceiling: expected a grid that divides {num_rows} x {num_cols} pixels, got {list(grid)}")
+    height, width = num_rows // grid[0], num_cols // grid[1]
+    covered = mask.reshape(num_images, grid[0], height, grid[1], width).sum(axis=(2, 4)).reshape(num_images, -1)
+    hits = np.cumsum(-np.sort(-covered, axis=1), axis=1)
+    area = covered.sum(axis=1, keepdims=True)
+    union = area + height * width * np.arange(1, hits.shape[1] + 1) - hits
+    return np.where(area[:, 0] > 0, (hits / union).max(axis=1), np.nan)
+
+
+def pixel_localization_table(
+    maps: Mapping[str, NDArray[np.floating]],
+    coverage: NDArray[np.floating],
+    regions: Mapping[str, Sequence[int]],
+    indices: NDArray[np.integer],
+    *,
+    grid: tuple[int, int] = (16, 16),
+) -> pd.DataFrame:
+    """The tidy table, one row per method, region and metric, in that order.
+
+    `maps` of each method `[image row col]` on the pixels of `coverage [image region row col]` or on `grid`;
+    `indices [replicate image]` the shared bootstrap. `value`, `chance` and `n` are over the pictures that
+    contain the region, `ci_*` is the 95 % BCa interval of `value`, `adjusted` is NaN for lift, `ceiling`
+    (mean over the same pictures) stands at `iou` alone.
+    """
+    if not maps or not regions:
+        raise ValueError(f"pixel localization: expected methods and regions, got {len(maps)} and {len(regions)}")
+    masks = pixel_masks(coverage, regions)
+    num_images, _, num_rows, num_cols = coverage.shape
+    index_counts(indices, num_images)
+    for name, scores in maps.items():
+        if np.shape(scores) not in ((num_images, num_rows, num_cols), (num_images, *grid)):
+            raise ValueError(
+                f"{name}: expected maps [image row col] of {num_images} pictures on {num_rows} x {num_cols} pixels "
+                f"or {grid[0]} x {grid[1]} patches, got {list(np.shape(scores))}"
+            )
+    measured = [_measure(name, scores, masks) for name, scores in maps.items()]
+    value, chance = (np.stack(part, axis=1) for part in zip(*measured, strict=True))
+    columns = value.reshape(num_images, -1)
+    found = bootstrap_interval(partial(weighted_mean, columns), indices)
+    ones = np.ones((1, num_images))
+    mean_chance = weighted_mean(chance.reshape(num_images, -1), ones)[0]
+    method, region, metric = (part.ravel() for part in np.indices(value.shape[1:]))
+    ceilings = weighted_mean(np.stack([iou_ceiling(mask, grid) for mask in masks.values()], axis=1), ones)[0]
+    adjusted = adjusted_for_chance(found.value, mean_chance)
+    table = pd.DataFrame(
+        {
+            "method": np.array(list(maps), dtype=object)[method],
+            "region": np.array(list(masks), dtype=object)[region],
+            "metric": np.array(PIXEL_METRICS, dtype=object)[metric],
+            "value": found.value,
+            "chance": mean_chance,
+            "adjusted": np.where(metric == PIXEL_METRICS.index("lift"), np.nan, adjusted),
+            "ci_low": found.low,
+            "ci_high": found.high,
+            "n": np.isfinite(columns).sum(axis=0),
+            "ceiling": np.where(metric == PIXEL_METRICS.index("iou"), ceilings[region], np.nan),
+        }
+    )
+    return table[list(COLUMNS)]
+
+
+def _measure(name: str, maps: NDArray[np.floating], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[Floats, Floats]:
+    """Metrics of one method and their chance, each `[image region metric]`, a few pictures at a time."""
+    values: list[Floats] = []
+    chances: list[Floats] = []
+    for start in range(0, len(maps), _PICTURES_AT_ONCE):
+        block = slice(start, start + _PICTURES_AT_ONCE)
+        here = {region: mask[block] for region, mask in masks.items()}
+        num_rows, num_cols = next(iter(here.values())).shape[1:]
+        try:
+            ranked = rank_maps(draw_patches(np.asarray(maps)[block], num_rows, num_cols))
+        except ValueError as error:
+            raise ValueError(f"{name}, pictures from {start}: {error}") from error
+        views = [locate(ranked, mask) for mask in here.values()]
+        for rows, measure in ((values, per_picture), (chances, chance_per_picture)):
+            found = [measure(view, None, PIXEL_METRICS) for view in views]
+            rows.append(np.stack([[region[key] for key in PIXEL_METRICS] for region in found]).transpose(2, 0, 1))
+    return np.concatenate(values), np.concatenate(chances)

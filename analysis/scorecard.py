@@ -1,0 +1,170 @@
+"""The tables of a run, from per-picture scores: one row a head, one row a method and head, one row a method.
+
+Takes arrays ``[image layer head]``, the localization tables and the shared bootstrap; gives tidy pandas tables. Needs
+no model, so tables can be made again from stored scores.
+
+Conventions: effects are ablated minus intact, in % of the label variance (standardised MSE x 100) and, beside it, in %
+of the intact MSE; per target in squared units. Rank 1 is the head that matters most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from analysis.intervals import Interval, interval_over_images, index_counts, percentile_interval
+from attribution.methods import Method, MethodSettings, cost
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Effects of removing each head. ``delta_loss`` [image layer head]; ``delta_target_sq`` [image layer head target] in
+    squared units; ``intact_loss`` [image]."""
+
+    kind: str
+    delta_loss: Floats
+    delta_target_sq: Floats
+    intact_loss: Floats
+
+
+def oriented(scores: Floats, method: Method) -> Floats:
+    """Scores turned so that larger means that the head matters more."""
+    return -scores if method.direction == "-" else scores
+
+
+def ranks(values: Floats) -> Floats:
+    """Rank of each head, 1 = highest; ties share their average rank. ``[layer head]``."""
+    return rankdata(-values, method="average").reshape(values.shape)
+
+
+def scorecard_table(
+    truth: Truth,
+    scores: Mapping[str, Floats],
+    methods: Mapping[str, Method],
+    localization: pd.DataFrame | None,
+    head_columns: Mapping[str, Floats],
+    target_names: tuple[str, ...],
+    target_units: tuple[str, ...],
+    indices: NDArray[np.integer],
+) -> pd.DataFrame:
+    """One row a head: effects with intervals, every method's score and rank, IoU with the regions, and more columns.
+
+    ``localization`` holds the rows of the CLS query; ``head_columns`` are further ``[image layer head]`` arrays whose
+    mean becomes a column.
+    """
+    _, num_layers, num_heads = truth.delta_loss.shape
+    layer, head = (part.ravel() for part in np.indices((num_layers, num_heads)))
+    columns: dict[str, NDArray] = {"layer": layer, "head": head}
+    prefix = f"ablation_{truth.kind}"
+    effect = 100 * truth.delta_loss
+    columns |= _with_interval(f"{prefix}_var_pct", interval_over_images(effect, indices))
+    columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
+    columns |= _with_interval(f"{prefix}_mse_pct", _relative_to_intact(truth, indices))
+    intact = truth.intact_loss.mean()
+    columns[f"{prefix}_mse_pct_trimmed"] = columns[f"{prefix}_var_pct_trimmed"] / intact
+    columns[f"{prefix}_rank"] = ranks(effect.mean(axis=0)).ravel()
+    for place, (name, unit) in enumerate(zip(target_names, target_units, strict=True)):
+        squared = truth.delta_target_sq[..., place].mean(axis=0).ravel()
+        columns[f"{prefix}_{_squared_unit_name(name, unit)}"] = squared
+    for name, found in scores.items():
+        mean = oriented(found, methods[name]).mean(axis=0)
+        columns[f"score_{name}"] = found.mean(axis=0).ravel()
+        columns[f"rank_{name}"] = ranks(mean).ravel() if np.ptp(mean) > 0 else np.full(mean.size, np.nan)
+    if localization is not None:
+        rows = localization[(localization["metric"] == "iou") & (localization["query"] == "cls")]
+        for region, group in rows.groupby("region", sort=False):
+            ordered = group.sort_values(["layer", "head"])
+            columns[f"iou_{region}"] = ordered["value"].to_numpy()
+            columns[f"iou_{region}_adjusted"] = ordered["adjusted"].to_numpy()
+    for name, found in head_columns.items():
+        columns[name] = found.mean(axis=0).ravel()
+    columns["n"] = np.full(layer.size, len(truth.delta_loss))
+    return pd.DataFrame(columns)
+
+
+def head_scores_table(
+    scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: NDArray[np.integer]
+) -> pd.DataFrame:
+    """One row a method and head: mean score over pictures, its rank and its 95 % interval."""
+    rows = []
+    for name, found in scores.items():
+        interval = interval_over_images(found, indices)
+        oriented_mean = oriented(found, methods[name]).mean(axis=0)
+        rank = ranks(oriented_mean) if np.ptp(oriented_mean) > 0 else np.full(oriented_mean.shape, np.nan)
+        layer, head = (part.ravel() for part in np.indices(interval.value.shape))
+        rows.append(
+            pd.DataFrame(
+                {
+                    "method": name,
+                    "layer": layer,
+                    "head": head,
+                    "score": interval.value.ravel(),
+                    "rank": rank.ravel(),
+                    "ci_low": interval.low.ravel(),
+                    "ci_high": interval.high.ravel(),
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def methods_table(
+    methods: Mapping[str, Method],
+    settings: MethodSettings,
+    num_layers: int,
+    num_targets: int,
+    timings: Mapping[str, Mapping[str, float]],
+    completeness: Mapping[str, float],
+) -> pd.DataFrame:
+    """One row a method: what it is and what it cost. Seconds and memory differ between runs; nothing else does."""
+    rows = []
+    for name, method in methods.items():
+        forwards, backwards = cost(method, settings, num_layers=num_layers, num_targets=num_targets)
+        measured = timings.get(name, {})
+        note = "; ".join(part for part in (method.note, "approximate" if method.approximate else "") if part)
+        rows.append(
+            {
+                "method": name,
+                "family": method.family,
+                "paper": method.paper,
+                "signed": method.signed,
+                "direction": method.direction,
+                "forwards": forwards,
+                "backwards": backwards,
+                "seconds": measured.get("seconds", np.nan),
+                "peak_mb": measured.get("peak_mb", np.nan),
+                "completeness_delta": completeness.get(name, np.nan),
+                "note": note,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _with_interval(name: str, interval: Interval) -> dict[str, Floats]:
+    return {
+        name: interval.value.ravel(),
+        f"{name}_ci_low": interval.low.ravel(),
+        f"{name}_ci_high": interval.high.ravel(),
+    }
+
+
+def _relative_to_intact(truth: Truth, indices: NDArray[np.integer]) -> Interval:
+    """Mean effect in % of the mean intact loss; the interval resamples both together."""
+    num_images = len(truth.intact_loss)
+    effect = truth.delta_loss.reshape(num_images, -1)
+    counts = index_counts(indices, num_images)
+    value = 100 * effect.mean(axis=0) / truth.intact_loss.mean()
+    low, high = percentile_interval(100 * (counts @ effect) / (counts @ truth.intact_loss)[:, None])
+    return Interval(value, low, high)
+
+
+def _squared_unit_name(target: str, unit: str) -> str:
+    suffix = unit.lower()
+    return f"{target}2" if suffix and target.endswith(f"_{suffix}") else f"{target}_{suffix or 'unit'}2"

@@ -1,0 +1,81 @@
+"""The settings of a comparison: defaults, a YAML file, the command line, in this order.
+
+Takes a YAML file and option values; gives a checked :class:`CompareSettings`. Knows no model and no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BUNDLED_MODEL = "bundled"
+CONTROL_MODEL = "tiny-random"
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What ``python -m analysis.compare`` is asked to do.
+
+    ``model``: ``bundled``, a folder written by ``attribution.finetune``, or ``tiny-random`` (a control: a small random
+    network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the path
+    integrals of head methods, ``pixel_steps`` of pixel methods.
+    """
+
+    output_dir: str | None = None
+    model: str = BUNDLED_MODEL
+    data: str = "default"
+    methods: tuple[str, ...] = ("default",)
+    num_pictures: int = 16
+    steps: int = 16
+    pixel_steps: int = 8
+    batch_size: int = 32
+    bootstrap_replicates: int = 2000
+    num_permutations: int = 9999
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least = {"steps": 1, "pixel_steps": 1, "batch_size": 1, "bootstrap_replicates": 10, "num_permutations": 10}
+        for name, least in {**at_least, "num_pictures": 2, "seed": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+        for name in ("model", "data", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
+        if not self.methods or not all(isinstance(name, str) for name in self.methods):
+            raise ValueError(f"methods: expected a list of names, got {self.methods!r}")
+
+
+def read_settings(path: Path) -> CompareSettings:
+    """Settings from a YAML file. Raises ValueError naming the file and key for anything it does not know."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a table of settings, got {type(content).__name__}")
+    try:
+        return with_overrides(CompareSettings(), content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> CompareSettings:
+    """Settings with some values replaced; hyphens in names count as underscores. ValueError for an unknown name."""
+    known = {field.name for field in fields(CompareSettings)}
+    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise ValueError(f"unknown key {', '.join(unknown)}, expected one of {', '.join(sorted(known))}")
+    if "methods" in named:
+        methods = named["methods"]
+        methods = methods.split(",") if isinstance(methods, str) else methods
+        named["methods"] = tuple(name.strip() if isinstance(name, str) else name for name in methods)
+    return replace(settings, **named)

@@ -1,0 +1,1 @@
+"""Attribution of a vision transformer regressor: the model, its heads, and the methods that score them."""

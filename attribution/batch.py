@@ -1,0 +1,74 @@
+"""What every attribution method is given: pictures with their labels, and settings.
+
+Takes tensors already on the model's device and in its dtype; gives them back whole or in slices along the image axis.
+Knows no model, no method and no data set.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures to be explained, checked on construction (`ValueError` on a wrong shape or a value that is not finite).
+
+    `pixel_values` [image 3 row col], preprocessed; `labels` [image target], standardised; `indices` [image], the
+    pictures' numbers in their data set: whatever is random about a picture is seeded by them, never by its place in
+    the batch; `baseline_pixel_values` [3 row col], where the path methods that start from a picture start.
+    """
+
+    pixel_values: Tensor
+    labels: Tensor
+    indices: Tensor
+    baseline_pixel_values: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indices", torch.as_tensor(self.indices, dtype=torch.int64, device="cpu"))
+        shape = list(self.pixel_values.shape)
+        if len(shape) != 4 or shape[0] == 0 or shape[1] != 3:
+            raise ValueError(f"pixel_values: expected [image 3 row col] with at least one image, got {shape}")
+        if self.labels.dim() != 2 or self.labels.shape[0] != shape[0]:
+            raise ValueError(f"labels: expected [{shape[0]} target], got {list(self.labels.shape)}")
+        if list(self.indices.shape) != shape[:1]:
+            raise ValueError(f"indices: expected [{shape[0]}], got {list(self.indices.shape)}")
+        if list(self.baseline_pixel_values.shape) != shape[1:]:
+            raise ValueError(
+                f"baseline_pixel_values: expected {shape[1:]}, got {list(self.baseline_pixel_values.shape)}"
+            )
+        for name in ("pixel_values", "labels", "baseline_pixel_values"):
+            if not bool(torch.isfinite(getattr(self, name)).all()):
+                raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
+
+    def __len__(self) -> int:
+        return self.pixel_values.shape[0]
+
+    def select(self, rows: slice | list[int]) -> "Batch":
+        """The batch of the pictures at these places."""
+        return Batch(self.pixel_values[rows], self.labels[rows], self.indices[rows], self.baseline_pixel_values)
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        """The pictures in their order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.select(slice(start, start + size))
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Dials of the methods.
+
+    `steps` of the path integrals of head methods and `pixel_steps` of those of pixel methods (Gauss–Legendre nodes);
+    `seed` of the random control; `internal_batch_size`, the most pictures (times steps) in one pass.
+    """
+
+    steps: int = 16
+    seed: int = 0
+    internal_batch_size: int = 32
+    pixel_steps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "internal_batch_size", "pixel_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

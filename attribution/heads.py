@@ -1,0 +1,184 @@
+"""What the heads attend to: attention maps, their summaries, and the heads' contexts.
+
+Takes a model in eval mode with eager attention and preprocessed pictures; gives maps `[image layer head row col]` and
+numbers `[image layer head]`. Attention is reduced inside the forward pass, so nothing of size `[query key]` outlives
+it. Does not know labels, losses or gradients.
+
+Conventions. `cls` is the row of the token the prediction is read from; `mean` is the mean row of the patch queries.
+Special tokens (CLS, registers) are dropped as keys and the rest divided by its sum; nothing is min-max scaled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from attribution.batch import Batch, MethodSettings
+from attribution.vit import (
+    HeadLayout,
+    ViTRegressor,
+    attention_modules,
+    head_layout,
+    num_heads_of,
+    output_projections,
+    require_eval,
+)
+
+QUERIES = ("cls", "mean")
+Reduced = TypeVar("Reduced")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMaps:
+    """Attention of every head. Dictionaries are keyed by the query, `cls` or `mean`.
+
+    `maps` [image layer head row col] sum to 1; `special_mass` [image layer head] is what the special tokens took
+    before they were dropped; `entropy` [image layer head], in nats over patches: of the CLS map, or the mean over
+    patch queries of the entropy of each one's own patch distribution; `distance_patches` [image layer head]: mean
+    distance between query and key patch, in patch widths, weighted by attention and averaged over patch queries
+    (Dosovitskiy et al. 2021, 2010.11929, figure 7).
+    """
+
+    maps: dict[str, Tensor]
+    special_mass: dict[str, Tensor]
+    entropy: dict[str, Tensor]
+    distance_patches: Tensor
+
+    @property
+    def cls(self) -> Tensor:
+        """The CLS maps [image layer head row col]."""
+        return self.maps["cls"]
+
+    @property
+    def mean(self) -> Tensor:
+        """The maps of the mean patch query [image layer head row col]."""
+        return self.maps["mean"]
+
+
+def attentions(
+    model: ViTRegressor, pixel_values: Tensor, reduce: Callable[[Tensor], Reduced]
+) -> tuple[Tensor, list[Reduced]]:
+    """Predictions `[image target]` and, layer by layer, `reduce` of the attention weights `[image head query key]`.
+
+    Gradients flow where they are enabled. Raises `ValueError` where the attention implementation gives no weights.
+    """
+    modules = attention_modules(model)
+    reduced: dict[int, Reduced] = {}
+
+    def hook_of(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            if not isinstance(weights, Tensor) or weights.dim() != 4:
+                raise ValueError(f"layer {layer}: the attention implementation gives no weights, expected 'eager'")
+            reduced[layer] = reduce(weights)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(layer)) for layer, module in enumerate(modules)]
+    try:
+        predictions = model(pixel_values)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return predictions, [reduced[layer] for layer in range(len(modules))]
+
+
+@torch.no_grad()
+def attention_maps(
+    model: ViTRegressor, pixel_values: Tensor, queries: Sequence[str] = QUERIES, *, batch_size: int = 16
+) -> HeadMaps:
+    """Maps, special-token mass, entropy and attention distance of every head, `batch_size` pictures per pass.
+
+    Raises `ValueError` for a model in train mode or without attention weights, and for an unknown query.
+    """
+    require_eval(model)
+    unknown = sorted(set(queries) - set(QUERIES))
+    if unknown or not queries:
+        raise ValueError(
+            f"queries: expected some of {', '.join(QUERIES)}, got {', '.join(map(str, queries)) or 'none'}"
+        )
+    layout = layout_with_cls(model)
+    distances = _patch_distances(layout).to(pixel_values)
+    parts: list[dict[str, Tensor]] = []
+    for part in pixel_values.split(batch_size):
+        _, layers = attentions(model, part, lambda weights: _summaries(weights, layout, queries, distances))
+        parts.append({name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]})
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    grid = (layout.num_rows, layout.num_cols)
+    return HeadMaps(
+        maps={query: joined[f"{query} map"].unflatten(-1, grid) for query in queries},
+        special_mass={query: joined[f"{query} special"] for query in queries},
+        entropy={query: joined[f"{query} entropy"] for query in queries},
+        distance_patches=joined["distance"],
+    )
+
+
+@torch.no_grad()
+def contexts(model: ViTRegressor, pixel_values: Tensor, *, batch_size: int = 16) -> Tensor:
+    """The heads' contexts at the input of the output projections, `[image layer token head head_dim]`.
+
+    Held in memory as a whole: call it on as many pictures as fit.
+    """
+    require_eval(model)
+    num_heads = num_heads_of(attention_modules(model)[0])
+    seen: list[Tensor] = []  # [image token head*head_dim], pass by pass and in each pass layer by layer
+    handles = [
+        projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        for projection in output_projections(model)
+    ]
+    try:
+        for part in pixel_values.split(batch_size):
+            model(part)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = len(handles)
+    passes = [torch.stack(seen[start : start + layers], dim=1) for start in range(0, len(seen), layers)]
+    return torch.cat(passes).unflatten(-1, (num_heads, -1))
+
+
+def cls_mass(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """Head score: the part of the CLS query's attention that falls on patches, `[image layer head]` in [0, 1]."""
+    require_eval(model)
+    special = layout_with_cls(model).num_special_tokens
+    parts = []
+    with torch.no_grad():
+        for part in batch.chunks(settings.internal_batch_size):
+            _, layers = attentions(model, part.pixel_values, lambda weights: weights[:, :, 0, special:].sum(-1))
+            parts.append(torch.stack(layers, dim=1))
+    return torch.cat(parts)
+
+
+def layout_with_cls(model: ViTRegressor) -> HeadLayout:
+    """The layout of a model whose first token is a CLS token (`ValueError` where it is a patch)."""
+    layout = head_layout(model)
+    if layout.num_special_tokens < 1:
+        raise ValueError("the model has no CLS token: its first token is a patch, so there is no CLS row to read")
+    return layout
+
+
+def over_patches(weights: Tensor) -> Tensor:
+    """Divide by the sum over the last axis; a row without any mass stays zero."""
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def _patch_distances(layout: HeadLayout) -> Tensor:
+    rows, cols = torch.meshgrid(torch.arange(layout.num_rows), torch.arange(layout.num_cols), indexing="ij")
+    places = torch.stack((rows.flatten(), cols.flatten()), dim=1).double()
+    return (places[:, None] - places[None, :]).norm(dim=-1)  # [query key], in patch widths
+
+
+def _summaries(weights: Tensor, layout: HeadLayout, queries: Sequence[str], distances: Tensor) -> dict[str, Tensor]:
+    special = layout.num_special_tokens
+    patch_rows = over_patches(weights[:, :, special:, special:])  # [image head query key]
+    summaries = {"distance": torch.einsum("bhqk,qk->bhq", patch_rows, distances).mean(-1)}
+    for query in queries:
+        row = weights[:, :, 0] if query == "cls" else weights[:, :, special:].mean(2)  # [image head key]
+        summaries[f"{query} map"] = over_patches(row[..., special:])
+        summaries[f"{query} special"] = row[..., :special].sum(-1)
+        distribution = summaries["cls map"] if query == "cls" else patch_rows
+        entropy = torch.special.entr(distribution).sum(-1)
+        summaries[f"{query} entropy"] = entropy if query == "cls" else entropy.mean(-1)
+    return summaries
