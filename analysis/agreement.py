@@ -38,8 +38,7 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Ranking:
-    """Everything the statistics need of scores `[row layer head]`, computed once; heads flattened in the
-    rows.
+    """Everything the statistics need of scores `[row layer head]`, computed once; heads flattened in the rows.
 
     `*_ranks` are average ranks, centred and of unit norm, NaN where they are all equal: a product of two of
     them is Spearman's ρ. `above` counts heads strictly higher, `tied` the heads of equal score, itself
@@ -80,8 +79,7 @@ def spearman(a: Ranking, b: Ranking) -> Floats:
 
 
 def spearman_within_layers(a: Ranking, b: Ranking) -> Floats:
-    """Mean over layers of the ρ inside each layer; layers where either is constant are left out, NaN if all
-    are."""
+    """Mean over layers of the ρ inside each layer; layers where either is constant are left out, NaN if all are."""
     inside = (a.layer_ranks * b.layer_ranks).sum(axis=2)
     defined = np.isfinite(inside)
     with np.errstate(invalid="ignore"):
@@ -94,8 +92,7 @@ def spearman_layer_means_removed(a: Ranking, b: Ranking) -> Floats:
 
 
 def kendall(a: Ranking, b: Ranking) -> Floats:
-    """Kendall's τ-b per row: (concordant − discordant) / √(pairs untied in a · pairs untied in b) (Kendall
-    1945)."""
+    """Kendall's τ-b per row: (concordant − discordant) / √(pairs untied in a · pairs untied in b) (Kendall 1945)."""
     first, second = np.triu_indices(a.average_rank.shape[1], 1)
     result = np.empty(len(a.average_rank))
     rows = max(1, _PAIRS_AT_ONCE // max(1, len(first)))
@@ -142,8 +139,7 @@ def rank_biased_overlap(a: Ranking, b: Ranking, p: float = 0.9) -> Floats:
 
 
 def statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
-    """Every statistic of agreement, name -> `[row]`. Top-k has k = 5, 10 (or all heads, if fewer) and ⌈10
-    %⌉."""
+    """Every statistic of agreement, name -> `[row]`. Top-k has k = 5, 10 (or all heads, if fewer) and ⌈10 %⌉."""
     num_heads = a.above.shape[1]
     return {
         "spearman": spearman(a, b),
@@ -158,8 +154,7 @@ def statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
 
 
 def random_halves(num_images: int, num_halves: int, seed: int) -> tuple[Floats, Floats]:
-    """Counts `[half image]` of random halves and of the pictures each leaves over (the larger part when
-    odd)."""
+    """Counts `[half image]` of random halves and of the pictures each leaves over (the larger part when odd)."""
     places = np.tile(np.arange(num_images), (num_halves, 1))
     first = (np.random.default_rng(seed).permuted(places, axis=1) < num_images // 2).astype(np.float64)
     return first, 1 - first

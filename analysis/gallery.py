@@ -40,15 +40,11 @@ def attention_gallery(
     """
     maps, outlines = _check(images, maps, mask_outlines, "maps")
     if len(titles) != len(images) or (rows is not None and len(rows) != len(images)):
-        raise ValueError(
-            f"attention gallery: expected a title and a row name for each of {len(images)} pictures"
-        )
+        raise ValueError(f"attention gallery: expected a title and a row name for each of {len(images)} pictures")
     names = [""] * len(images) if rows is None else list(rows)
     lines = {name: [i for i, at in enumerate(names) if at == name] for name in dict.fromkeys(names)}
     if rows is None:
-        lines = {
-            str(at): list(range(at, min(at + columns, len(images)))) for at in range(0, len(images), columns)
-        }
+        lines = {str(at): list(range(at, min(at + columns, len(images)))) for at in range(0, len(images), columns)}
     width = max(len(line) for line in lines.values())
     figure = Figure((0.3 + 2.1 * width, 0.2 + 2.45 * len(lines)), layout="constrained")
     panels = figure.subplots(len(lines), width, squeeze=False)
@@ -80,9 +76,7 @@ def pixel_gallery(
         raise ValueError("pixel gallery: expected at least one method")
     checked = {name: _check(images, values, mask_outlines, name) for name, values in maps.items()}
     if titles is not None and len(titles) != len(images):
-        raise ValueError(
-            f"pixel gallery: expected a title for each of {len(images)} pictures, got {len(titles)}"
-        )
+        raise ValueError(f"pixel gallery: expected a title for each of {len(images)} pictures, got {len(titles)}")
     figure = Figure((0.3 + 2.0 * (len(maps) + 1), 0.2 + 2.1 * len(images)), layout="constrained")
     panels = figure.subplots(len(images), len(maps) + 1, squeeze=False)
     for i, panel_row in enumerate(panels):
@@ -93,9 +87,7 @@ def pixel_gallery(
         for panel, (values, outlines) in zip(panel_row[1:], checked.values(), strict=True):
             fine = min(values[i].shape) > 64
             top = np.quantile(values[i], 0.995) if fine else values[i].max()
-            _overlay(
-                panel, images[i], values[i], top or values[i].max(), None if outlines is None else outlines[i]
-            )
+            _overlay(panel, images[i], values[i], top or values[i].max(), None if outlines is None else outlines[i])
     for panel, name in zip(panels[0], ("picture", *maps), strict=True):
         panel.set_title(name, fontsize=9)
     return figure
@@ -116,9 +108,7 @@ def _overlay(
     colour = np.empty((*heat.shape, 4))
     colour[..., :3], colour[..., 3] = to_rgb(HEAT), 0.85 * np.clip(heat / top, 0, 1)
     ax.imshow(colour, extent=(-0.5, cols - 0.5, rows - 0.5, -0.5), interpolation="nearest")
-    if (
-        outline is not None and outline.min() < outline.max()
-    ):  # a picture without the region has nothing to outline
+    if outline is not None and outline.min() < outline.max():  # a picture without the region has nothing to outline
         level = (outline.min() + outline.max()) / 2
         lines = ax.contour(outline, levels=[level], colors=OUTLINE, linewidths=0.9)
         lines.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
@@ -142,9 +132,7 @@ def _check(
         raise ValueError(f"gallery: expected {name} [{len(images)} row col], got {values.shape}")
     for i, one in enumerate(values):
         if not np.isfinite(one).all() or one.min() < 0 or one.max() == 0:
-            raise ValueError(
-                f"gallery: {name}, picture {i}: expected a finite, non-negative map that is not all zero"
-            )
+            raise ValueError(f"gallery: {name}, picture {i}: expected a finite, non-negative map that is not all zero")
     if outlines is None:
         return values, None
     if outlines.shape != images.shape[:3]:

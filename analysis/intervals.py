@@ -37,8 +37,7 @@ class Interval:
 
 
 def bootstrap_indices(num_images: int, num_replicates: int = 2000, seed: int = 0) -> NDArray[np.int64]:
-    """Indices of the pictures drawn, `[replicate image]`; the draws `scipy.stats.bootstrap` makes from this
-    seed."""
+    """Indices of the pictures drawn, `[replicate image]`; the draws `scipy.stats.bootstrap` makes from this seed."""
     if num_images < 1 or num_replicates < 1:
         raise ValueError(
             f"bootstrap: expected at least 1 picture and 1 replicate, got {num_images} and {num_replicates}"
@@ -47,8 +46,7 @@ def bootstrap_indices(num_images: int, num_replicates: int = 2000, seed: int = 0
 
 
 def index_counts(indices: NDArray[np.integer], num_images: int) -> Floats:
-    """How often each replicate drew each picture, `[replicate image]`. ValueError unless indices fit the
-    pictures."""
+    """How often each replicate drew each picture, `[replicate image]`. ValueError unless indices fit the pictures."""
     indices = np.asarray(indices)
     if indices.ndim != 2 or indices.shape[1] != num_images or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
@@ -68,8 +66,7 @@ def all_but_one(num_images: int) -> Floats:
 
 
 def weighted_mean(values: Floats, counts: Floats) -> Floats:
-    """Mean of each column under each row of counts, NaN pictures left out. `[image column] -> [replicate
-    column]`.
+    """Mean of each column under each row of counts, NaN pictures left out. `[image column] -> [replicate column]`.
 
     Deviations from the column's first number are averaged, so a constant column gives exactly its constant.
     """
@@ -80,8 +77,7 @@ def weighted_mean(values: Floats, counts: Floats) -> Floats:
 
 
 def weighted_trimmed_mean(values: Floats, counts: Floats, proportion: float = 0.1) -> Floats:
-    """Mean without the lowest and highest `int(proportion · n)` draws, as `scipy.stats.trim_mean`, per row of
-    counts.
+    """Mean without the lowest and highest `int(proportion · n)` draws, as `scipy.stats.trim_mean`, per row of counts.
 
     In sorted order the draws of one picture take consecutive places; its weight is how many of them are left
     after the cut.
@@ -195,8 +191,7 @@ def interval_over_images(
     method: str = "bca",
     level: float = 0.95,
 ) -> Interval:
-    """Interval of the mean or the 10 % trimmed mean over pictures: `[image ...] -> [...]` for value, low and
-    high."""
+    """Interval of the mean or the 10 % trimmed mean over pictures: `[image ...] -> [...]` for value, low and high."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if np.ndim(values) < 1 or len(values) != np.asarray(indices).shape[-1]:
@@ -219,8 +214,7 @@ def indicative(num_images: int) -> str:
 
 
 def _pivoted(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Which entries are numbers, the first number of each column (0 if none), and deviations from it (0 where
-    NaN)."""
+    """Which entries are numbers, the first number of each column (0 if none), and deviations from it (0 where NaN)."""
     if values.ndim != 2 or np.isinf(values).any():
         raise ValueError(f"values: expected finite or NaN [image column], got shape {list(values.shape)}")
     present = ~np.isnan(values)
@@ -230,8 +224,7 @@ def _pivoted(values: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _quantile(ordered: Floats, share: Floats) -> Floats:
-    """Linear quantile `share [column]` of columns sorted upwards with NaN last; NaN where there is no
-    number."""
+    """Linear quantile `share [column]` of columns sorted upwards with NaN last; NaN where there is no number."""
     count = np.isfinite(ordered).sum(axis=0)
     place = np.where(np.isnan(share), 0.0, share) * np.maximum(count - 1, 0)
     lower = np.floor(place).astype(np.intp)

@@ -35,6 +35,8 @@ from analysis.nulls import (
 
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", bound=np.generic)
+_ROUNDING = 1e-12
+
 COLUMNS = (
     *("layer", "head", "query", "region", "metric", "value", "chance", "adjusted"),
     *("ci_low", "ci_high", "n", "p", "q_value"),
@@ -51,14 +53,13 @@ class RankedMaps:
     order: NDArray[np.int32]  # [image map place]
     above: NDArray[np.int32]  # [image map place]
     through: NDArray[np.int32]  # [image map place]
-    threshold: Floats  # [map], the mass a share of all patches of all pictures reaches (see quantile_overlap)
-    tied_share: Floats  # [map], the share of the patches at the threshold that belongs to it
+    above_threshold: Floats  # [image map patch], 1 above the dataset-level threshold, a share of 1 at it, else 0
+    num_holding: NDArray[np.int64]  # [image map], the fewest highest patches that hold the kept share of the mass
 
 
 @dataclass(frozen=True)
 class Located:
-    """Ranked maps against one mask, reduced to the pictures that contain the region; every metric takes this
-    too."""
+    """Ranked maps against one mask, reduced to the pictures that contain the region; every metric takes this too."""
 
     ranked: RankedMaps
     present: NDArray[np.bool_]  # [image]
@@ -85,13 +86,14 @@ Maps = NDArray[np.floating] | RankedMaps | Located
 Mask = NDArray[np.bool_] | None
 
 
-def rank_maps(maps: NDArray[np.floating], *, top_share: float = 0.005) -> RankedMaps:
+def rank_maps(maps: NDArray[np.floating], *, top_share: float = 0.005, kept_share: float = 0.6) -> RankedMaps:
     """Check and sort maps `[image ... row col]`. ValueError unless finite, non-negative and not all zero.
 
-    `top_share` is the share of patches the dataset-level threshold of `quantile_overlap` lets through.
+    `top_share` of all patches of all pictures pass the dataset-level threshold of `quantile_overlap`; `iou_mass`
+    takes the patches that hold `kept_share` of the mass.
     """
-    if not 0 < top_share <= 1:
-        raise ValueError(f"quantile IoU: expected a share above 0 and up to 1, got {top_share}")
+    if not (0 < top_share <= 1 and 0 < kept_share <= 1):
+        raise ValueError(f"maps: expected shares above 0 and up to 1, got {top_share} and {kept_share}")
     maps = np.asarray(maps)
     if maps.ndim < 3 or maps.size == 0 or not np.issubdtype(maps.dtype, np.floating):
         raise ValueError(f"maps: expected floats [image ... row col], got {maps.dtype} {list(maps.shape)}")
@@ -115,12 +117,14 @@ def rank_maps(maps: NDArray[np.floating], *, top_share: float = 0.005) -> Ranked
     taken = int(np.ceil(top_share * pooled.shape[1]))
     threshold = np.partition(pooled, -taken, axis=1)[:, -taken, None]
     tied_share = (taken - (pooled > threshold).sum(axis=1)) / (pooled == threshold).sum(axis=1)
-    return RankedMaps(maps.shape[:-2], mass, order, above, through, threshold[:, 0], tied_share)
+    above_threshold = (mass > threshold) + (mass == threshold) * tied_share[:, None]
+    before = np.cumsum(np.take_along_axis(mass, order, axis=2), axis=2)[..., :-1]
+    num_holding = 1 + (before < kept_share - _ROUNDING).sum(axis=2)
+    return RankedMaps(maps.shape[:-2], mass, order, above, through, above_threshold, num_holding)
 
 
 def locate(maps: Maps, mask: Mask = None) -> Located:
-    """Join maps with a boolean mask `[image row col]`. ValueError when the mask is of another size or
-    type."""
+    """Join maps with a boolean mask `[image row col]`. ValueError when the mask is of another size or type."""
     if isinstance(maps, Located):
         return maps
     ranked = maps if isinstance(maps, RankedMaps) else rank_maps(maps)
@@ -154,11 +158,13 @@ def iou_area_matched(maps: Maps, mask: Mask = None) -> Floats:
     return view.spread(_iou_of_top(view, np.broadcast_to(view.area, view.hits.shape[:2])))
 
 
-def iou_mass(maps: Maps, mask: Mask = None, *, kept_share: float = 0.6) -> Floats:
-    """IoU of S with the fewest highest patches that hold 60 % of the mass (DINO: Caron et al. 2021, sec.
-    4.2.2)."""
+def iou_mass(maps: Maps, mask: Mask = None) -> Floats:
+    """IoU of S with the fewest highest patches that hold 60 % of the mass (DINO: Caron et al. 2021, sec. 4.2.2).
+
+    `rank_maps` takes another share. Sums of mass within 1e-12 of the share reach it.
+    """
     view = locate(maps, mask)
-    return view.spread(_iou_of_top(view, _places_holding(view, kept_share)))
+    return view.spread(_iou_of_top(view, view.rows(view.ranked.num_holding)))
 
 
 def quantile_overlap(maps: Maps, mask: Mask = None) -> tuple[Floats, Floats]:
@@ -171,9 +177,7 @@ def quantile_overlap(maps: Maps, mask: Mask = None) -> tuple[Floats, Floats]:
     by the share of them that is taken.
     """
     view = locate(maps, mask)
-    mass = view.rows(view.ranked.mass)
-    threshold, tied_share = view.ranked.threshold[:, None], view.ranked.tied_share[:, None]
-    member = (mass > threshold) + (mass == threshold) * tied_share
+    member = view.rows(view.ranked.above_threshold)
     intersection = np.matmul(member, view.mask[:, :, None])[..., 0]
     return view.spread(intersection), view.spread(member.sum(axis=2) + view.area - intersection)
 
@@ -205,8 +209,7 @@ def rank_accuracy(maps: Maps, mask: Mask = None) -> Floats:
 
 
 def roc_auc(maps: Maps, mask: Mask = None) -> Floats:
-    """Chance that a patch in S outranks one outside, ties half (Mann-Whitney); NaN where S is the whole
-    picture."""
+    """Chance that a patch in S outranks one outside, ties half (Mann-Whitney); NaN where S is the whole picture."""
     view = locate(maps, mask)
     inside = np.diff(view.hits, axis=2)
     twice_rank = (
@@ -265,7 +268,7 @@ def chance_per_picture(maps: Maps, mask: Mask = None, metrics: Sequence[str] = t
     exact: dict[str, Callable[[], Floats]] = {
         "iou": lambda: view.spread(iou_chance(view.num_patches, view.area, view.area)),
         "iou_quantile": lambda: np.divide(*_quantile_overlap_by_chance(view)),
-        "iou_mass60": lambda: view.spread(iou_chance(view.num_patches, _places_holding(view, 0.6), view.area)),
+        "iou_mass60": lambda: view.spread(iou_chance(view.num_patches, view.rows(view.ranked.num_holding), view.area)),
         "lift": lambda: view.spread(np.ones_like(share)),
         "roc_auc": lambda: view.spread(np.where(share == 1, np.nan, 0.5)),
         "average_precision": lambda: view.spread(average_precision_chance(view.num_patches, view.area)),
@@ -398,11 +401,3 @@ def _top(view: Located, selected: NDArray[np.integer]) -> tuple[NDArray[np.int64
 def _iou_of_top(view: Located, selected: NDArray[np.integer]) -> Floats:
     certain, tied, tied_inside, drawn = _top(view, selected)
     return expected_iou(certain, tied, tied_inside, drawn, selected, view.area)
-
-
-def _places_holding(view: Located, share: float) -> NDArray[np.int64]:
-    """The fewest highest patches that hold `share` of the mass, `[present map]`; sums within 1e-12 of it
-    reach it."""
-    ordered = np.take_along_axis(view.rows(view.ranked.mass), view.rows(view.ranked.order).astype(np.intp), axis=2)
-    before = np.cumsum(ordered, axis=2)[..., :-1]
-    return 1 + (before < share - 1e-12).sum(axis=2)

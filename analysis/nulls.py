@@ -27,8 +27,7 @@ _MAX_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class PermutationNull:
-    """Outcome per map: `p`, the mean mass on the own mask `observed`, and its mean over permutations
-    `expected`."""
+    """Outcome per map: `p`, the mean mass on the own mask `observed`, and its mean over permutations `expected`."""
 
     p: Floats
     observed: Floats
@@ -95,14 +94,12 @@ def expected_iou(
 
 
 def iou_chance(num_patches: ArrayLike, selected: ArrayLike, area: ArrayLike) -> Floats:
-    """Expected IoU of `selected` patches drawn at random with a region of `area` patches. Broadcasts its
-    arguments."""
+    """Expected IoU of `selected` patches drawn at random with a region of `area` patches. Broadcasts its arguments."""
     return expected_iou(0, num_patches, area, selected, selected, area)
 
 
 def average_precision_chance(num_patches: int, area: ArrayLike) -> Floats:
-    """Expected average precision of N patches in random order (no ties), area k: (H + (k−1)/(N−1)·(N−H))/N, H
-    = Σ 1/i.
+    """Expected average precision of N patches in random order (no ties), area k: (H + (k−1)/(N−1)·(N−H))/N, H = Σ 1/i.
 
     The patch at place i lies inside with probability k/N, and then (i−1)(k−1)/(N−1) of those before it are
     expected to (Bestgen 2015). An area of 0 has no average precision: NaN.
@@ -116,8 +113,7 @@ def average_precision_chance(num_patches: int, area: ArrayLike) -> Floats:
 def permutation_null(
     maps: NDArray[np.floating], mask: NDArray[np.bool_], *, seed: int, num_permutations: int = 9999
 ) -> PermutationNull:
-    """Does the mass of maps `[image ... row col]` follow the moving mask `[image row col]`? One result per
-    `...`.
+    """Does the mass of maps `[image ... row col]` follow the moving mask `[image row col]`? One result per `...`.
 
     M[i, j] = mass of map i on the mask of picture j, among pictures that contain the region. Statistic: mean
     of M[i, i]; null: mean of M[i, π(i)] over random permutations π; one-sided p = (1 + #{null ≥ observed}) /

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from analysis.report import write_atomically
-from attribution.backbone import cache_folder
+from attribution.packaged import cache_folder
 from attribution.datasets import open_dataset, read_labels
 from data_synth import (
     NUM_REFERENCE_PICTURES,
@@ -89,7 +89,9 @@ def open_pictures(
         raise ValueError(f"--num-pictures: expected at least 2, got {num_pictures}")
     if data in PRESETS:
         if target_names != TARGET_NAMES:
-            raise ValueError(f"--data {data}: its targets are {', '.join(TARGET_NAMES)}, the model's {', '.join(target_names)}")
+            raise ValueError(
+                f"--data {data}: its targets are {', '.join(TARGET_NAMES)}, the model's {', '.join(target_names)}"
+            )
         config = SynthConfig(preset=data, seed=seed, image_size=image_size, patch_size=patch_size)  # type: ignore[arg-type]
         return _synthetic(config, num_pictures)
     if not Path(data).is_dir():
@@ -122,8 +124,10 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> Pictures:
 
 
 def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
-    """Mean of the reference pictures (training pictures 0 to 511), [row col 3]; computed once, then kept in the cache."""
-    key = json.dumps({"version": SYNTHESIZER_VERSION, "count": NUM_REFERENCE_PICTURES, **asdict(config)}, sort_keys=True)
+    """Mean of the reference pictures (training pictures 0 to 511), [row col 3]; computed once, then cached."""
+    key = json.dumps(
+        {"version": SYNTHESIZER_VERSION, "count": NUM_REFERENCE_PICTURES, **asdict(config)}, sort_keys=True
+    )
     path = cache_folder() / f"reference-mean-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_file(path)["sum"] / NUM_REFERENCE_PICTURES
@@ -155,12 +159,12 @@ def _folder(
     table = pd.read_csv(folder / "metadata.csv")
     patch_labels, masks = None, None
     if "mask_file_name" in table:
-        read = [
-            read_mask(_below(folder, name), image_size, patch_size) for name in table["mask_file_name"][:count]
-        ]
+        read = [read_mask(_below(folder, name), image_size, patch_size) for name in table["mask_file_name"][:count]]
         patch_labels = np.stack([labels for _, labels in read])
         masks = {
-            name: np.stack([coverage[[REGIONS.index(p) for p in SCORED_REGIONS[name]]].sum(axis=0) for coverage, _ in read])
+            name: np.stack(
+                [coverage[[REGIONS.index(p) for p in SCORED_REGIONS[name]]].sum(axis=0) for coverage, _ in read]
+            )
             for name in PIXEL_REGIONS
         }
     stacked = np.stack(images)

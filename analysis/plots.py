@@ -142,9 +142,7 @@ def iou_heatmaps(
 def head_ranking(scorecard: pd.DataFrame, *, effect: str = EFFECT, top: int = 30) -> Figure:
     """The `top` heads by mean effect with name, interval and trimmed mean; beside them every head by rank."""
     _require_heads(scorecard, effect)
-    table = scorecard.dropna(subset=[effect]).sort_values(
-        [effect, "layer", "head"], ascending=[False, True, True]
-    )
+    table = scorecard.dropna(subset=[effect]).sort_values([effect, "layer", "head"], ascending=[False, True, True])
     first, rest = table.iloc[:top], table.iloc[top:]
     figure = Figure((9.5 if len(rest) else 6.0, 1.5 + 0.2 * max(len(first), 6)), layout="constrained")
     panels = list(figure.subplots(1, 2 if len(rest) else 1, squeeze=False)[0])
@@ -153,9 +151,7 @@ def head_ranking(scorecard: pd.DataFrame, *, effect: str = EFFECT, top: int = 30
     place = np.arange(len(table))
     named = panels[0]
     named.hlines(place[:top], low[:top], high[:top], colors=_GREY, linewidth=1.2, zorder=1, label="interval")
-    named.scatter(
-        first[effect], place[:top], c=first["layer"], s=32, zorder=3, label="mean (colour: layer)", **depth
-    )
+    named.scatter(first[effect], place[:top], c=first["layer"], s=32, zorder=3, label="mean (colour: layer)", **depth)
     named.scatter(
         trimmed[:top],
         place[:top],
@@ -215,9 +211,7 @@ def method_scatter(
     _require(rows, ("value", "ci_low", "ci_high"), "agreement")
     known = rows["value"].astype(float).dropna().to_dict()
     if methods is None:
-        found = [
-            name.removeprefix("score_") for name in map(str, scorecard.columns) if name.startswith("score_")
-        ]
+        found = [name.removeprefix("score_") for name in map(str, scorecard.columns) if name.startswith("score_")]
         methods = sorted(found, key=lambda name: -known.get(name, -2.0))
     _require(scorecard, [f"score_{name}" for name in methods] or ["score_<method>"], "head_scorecard")
     num_rows, num_cols = _tiles(len(methods), 4)
@@ -274,8 +268,7 @@ def agreement_bars(
         if "statistic" in agreement and "spearman_within_layers" in set(agreement["statistic"]):
             statistics["spearman_within_layers"] = "Spearman ρ within layers"
     tables = [
-        _by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=name)
-        for name in statistics
+        _by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=name) for name in statistics
     ]
     for table in tables:
         _require(table, ("value", "ci_low", "ci_high", "value_cross", "noise_ceiling"), "agreement")
@@ -398,9 +391,7 @@ def pixel_localization_bars(
     ax = _canvas(ax, 6.4, 1.4 + 0.34 * len(rows))
     place = np.arange(len(rows))
     ax.barh(place, rows["value"], height=0.6, color=OKABE_ITO[0], zorder=2, label=metric)
-    ax.hlines(
-        place, rows["ci_low"], rows["ci_high"], colors="black", linewidth=1.2, zorder=3, label="interval"
-    )
+    ax.hlines(place, rows["ci_low"], rows["ci_high"], colors="black", linewidth=1.2, zorder=3, label="interval")
     for column, colour, dashes in (("chance", "0.35", (1, 1.5)), ("ceiling", OKABE_ITO[5], (4, 2))):
         if rows[column].notna().any():
             ax.vlines(
@@ -460,29 +451,21 @@ def layer_profile(
     else:
         effects = np.asarray(data, dtype=np.float64)
         if effects.ndim != 3 or effects.shape[0] == 0 or not np.isfinite(effects).all():
-            raise ValueError(
-                f"layer profile: expected finite effects [image layer head], got shape {effects.shape}"
-            )
+            raise ValueError(f"layer profile: expected finite effects [image layer head], got shape {effects.shape}")
         table, heads = _bootstrap_layers(effects, resamples), effects.mean(axis=0)
     layers, mean = table["layer"].to_numpy(), table["mean"].to_numpy(float)
     low, high = table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float)
     ax = _canvas(ax, 2.2 + 0.4 * len(layers), 3.6)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     if heads is not None:
-        at = np.repeat(layers, heads.shape[1]) + np.tile(
-            np.linspace(-0.22, 0.22, heads.shape[1]), len(layers)
-        )
+        at = np.repeat(layers, heads.shape[1]) + np.tile(np.linspace(-0.22, 0.22, heads.shape[1]), len(layers))
         ax.scatter(at, heads.ravel(), s=10, color=_GREY, linewidths=0, zorder=1, label="one head")
     ax.vlines(layers, low, high, colors=OKABE_ITO[0], linewidth=2, zorder=2, label="interval of the mean")
-    ax.plot(
-        layers, mean, "o-", color=OKABE_ITO[0], linewidth=0.8, markersize=5, zorder=3, label="mean over heads"
-    )
+    ax.plot(layers, mean, "o-", color=OKABE_ITO[0], linewidth=0.8, markersize=5, zorder=3, label="mean over heads")
     drawn = np.concatenate([mean, low, high, [] if heads is None else heads.ravel()])
     _effect_scale(ax, "y", drawn, label or "effect of removal")
     ax.set_xlim(layers.min() - 0.5, layers.max() + 0.5)
-    ax.xaxis.set_major_locator(
-        FixedLocator(layers.tolist()) if len(layers) <= 24 else MaxNLocator(integer=True)
-    )
+    ax.xaxis.set_major_locator(FixedLocator(layers.tolist()) if len(layers) <= 24 else MaxNLocator(integer=True))
     ax.legend(fontsize=8, frameon=False)
     _dress(ax, "layer", None, "Effect of removing a head, by layer")
     return ax
@@ -547,9 +530,7 @@ def _rows(frame: pd.DataFrame, table: str, **chosen: str) -> pd.DataFrame:
         present = sorted(map(str, frame[column].unique()))
         frame = frame[frame[column] == value]
         if frame.empty:
-            raise ValueError(
-                f"{table}: no rows with {column}={value!r}, expected one of {', '.join(present)}"
-            )
+            raise ValueError(f"{table}: no rows with {column}={value!r}, expected one of {', '.join(present)}")
     return frame
 
 
@@ -587,9 +568,7 @@ def _cells(
 ) -> AxesImage:
     """A `[layer head]` heat map with a number in each cell, "–" where there is none, grey below the scale."""
     colours = matplotlib.colormaps[cmap].with_extremes(bad="white", under="0.88")
-    image = ax.imshow(
-        np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto", interpolation="nearest"
-    )
+    image = ax.imshow(np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
     for (layer, head), value in np.ndenumerate(grid):
         label = _minus(text(value)) if np.isfinite(value) else "–"
         ax.text(head, layer, label, ha="center", va="center", fontsize=size, color=_ink(image, value))
@@ -674,9 +653,7 @@ def _depth_bar(figure: Figure, axes: Any, depth: Mapping[str, Any]) -> None:
 def _bootstrap_layers(effects: NDArray[np.float64], resamples: int) -> pd.DataFrame:
     per_image = effects.mean(axis=2)  # [image layer]
     images = len(per_image)
-    weights = (
-        np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=resamples) / images
-    )
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=resamples) / images
     low, high = np.quantile(weights @ per_image, (0.025, 0.975), axis=0)
     mean = per_image.mean(axis=0)
     return pd.DataFrame({"layer": np.arange(len(mean)), "mean": mean, "ci_low": low, "ci_high": high})
@@ -691,9 +668,7 @@ def _label_points(ax: Axes, points: NDArray[np.float64], names: Sequence[str], c
     figure.draw_without_rendering()  # settles the layout, so that pixels are final
     pixels, frame = ax.transData.transform(points), ax.get_window_extent()
     scale = figure.dpi / 72
-    outwards = np.argsort(-np.abs(points - np.median(points, axis=0)), axis=0, kind="stable")[
-        :, ::-1
-    ]  # effect first
+    outwards = np.argsort(-np.abs(points - np.median(points, axis=0)), axis=0, kind="stable")[:, ::-1]  # effect first
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in pixels]
     angles = np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 14, 10, 1, 15, 7, 9, 3, 5, 13, 11])
     for index in list(dict.fromkeys(outwards.ravel().tolist()))[:count]:

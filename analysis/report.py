@@ -56,13 +56,9 @@ def write_report(
         title=title,
         answer=list(answer),
         warnings=list(warnings),
-        figures=[
-            _figure(_anchor("figure", name, taken), name, caption, Path(png))
-            for name, caption, png in figures
-        ],
+        figures=[_figure(_anchor("figure", name, taken), name, caption, Path(png)) for name, caption, png in figures],
         tables=[
-            _table(_anchor("table", name, taken), name, caption, table, max_rows)
-            for name, caption, table in tables
+            _table(_anchor("table", name, taken), name, caption, table, max_rows) for name, caption, table in tables
         ],
         manifest=flatten_manifest(manifest or {}),
     )
@@ -164,9 +160,7 @@ def _table(anchor: str, title: str, caption: str, table: pd.DataFrame, max_rows:
         pairs = zip(shown["layer"], shown["head"], strict=True)
         shown["head"] = [f"L{int(layer)}H{int(head)}" for layer, head in pairs]
         shown = shown.drop(columns="layer")
-    numeric = [
-        pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in shown.dtypes
-    ]
+    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in shown.dtypes]
     columns = [[format_cell(value) for value in _whole(shown.iloc[:, at])] for at in range(shown.shape[1])]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return _Table(anchor, title, caption, [str(name) for name in shown.columns], numeric, rows, len(table))

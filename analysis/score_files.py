@@ -44,7 +44,7 @@ def read_scores(path: Path) -> tuple[Arrays, dict[str, str]]:
     """Arrays and metadata of a score file. Raises ValueError for a file that is none."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file of scores ({error})") from error
 

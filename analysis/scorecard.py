@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from analysis.intervals import Interval, interval_over_images, index_counts, percentile_interval
+from analysis.intervals import Interval, index_counts, interval_over_images, percentile_interval
 from attribution.methods import Method, MethodSettings, cost
 
 Floats = NDArray[np.float64]
@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Effects of removing each head. ``delta_loss`` [image layer head]; ``delta_target_sq`` [image layer head target] in
-    squared units; ``intact_loss`` [image]."""
+    """Effects of removing each head. ``delta_loss`` [image layer head]; ``delta_target_sq`` [image layer head target]
+    in squared units; ``intact_loss`` [image]."""
 
     kind: str
     delta_loss: Floats

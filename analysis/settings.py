@@ -21,8 +21,8 @@ class CompareSettings:
     """What ``python -m analysis.compare`` is asked to do.
 
     ``model``: ``bundled``, a folder written by ``attribution.finetune``, or ``tiny-random`` (a control: a small random
-    network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the path
-    integrals of head methods, ``pixel_steps`` of pixel methods.
+    network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the
+    path integrals of head methods, ``pixel_steps`` of pixel methods.
     """
 
     output_dir: str | None = None

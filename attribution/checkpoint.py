@@ -105,9 +105,7 @@ def load_pretrained(
         )
     if ADAPTER_FILE in files:
         lora = LoraConfig.from_pretrained(str(folder))
-        lora.base_model_name_or_path = (
-            backbone.name_or_path
-        )  # peft warns of the difference, the sha256 was compared above
+        lora.base_model_name_or_path = None  # peft would warn of another name; the sha256 was compared above
         backbone = get_peft_model(backbone, lora)
         adapter = _read_tensors(folder / ADAPTER_FILE)
         _require_match(adapter, get_peft_model_state_dict(backbone), folder / ADAPTER_FILE)

@@ -36,7 +36,7 @@ def check_method(
     """Raise `AssertionError` listing every promise the head method breaks (see the module's docstring).
 
     `model_factory` gives a fresh model in eval mode, float64 and tiny for the tolerance and the time to make sense.
-    `tolerance` bounds differences relative to the largest score; 1e-5 suits transformers' ViT, whose softmax is float32.
+    `tolerance` bounds differences relative to the largest score (1e-5 suits transformers' ViT: its softmax is float32).
     """
     model = tiny_regressor() if model_factory is None else model_factory()
     settings = MethodSettings(steps=3, internal_batch_size=4) if settings is None else settings

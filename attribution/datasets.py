@@ -6,7 +6,7 @@ Gives a map-style dataset whose items are `{"image": uint8 [row col 3], "labels"
 
 A callable is called as `callable(split=..., count=..., seed=...)`, split being `train`, `validation` or `test`.
 A folder holds `metadata.csv` with the column `file_name`, label columns, and perhaps `split`; without that column a
-tenth of the rows, drawn by the seed, is for validation.
+tenth of the rows, drawn by the seed, is for validation. The split `all` is every row, in the order of the table.
 """
 
 import hashlib
@@ -94,8 +94,8 @@ class PictureFolder:
         units: tuple[str, ...],
     ) -> None:
         table_path = folder / "metadata.csv"
-        if split not in SPLITS:
-            raise ValueError(f"{folder}: split {split!r}, expected one of {', '.join(SPLITS)}")
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f"{folder}: split {split!r}, expected one of {', '.join(SPLITS)}, all")
         if not targets:
             raise ValueError(f"{table_path}: name its label columns with --targets a,b,c")
         if units and len(units) != len(targets):
@@ -151,7 +151,9 @@ def _rows_of_split(table: pd.DataFrame, path: Path, split: str, seed: int) -> li
         if len(unknown):
             found = table["split"][unknown[0]]
             raise ValueError(f"{path}: row {unknown[0] + 2}, split: expected one of {', '.join(SPLITS)}, got {found!r}")
-        return list(np.flatnonzero(table["split"] == split))
+        return list(range(len(table)) if split == "all" else np.flatnonzero(table["split"] == split))
+    if split == "all":
+        return list(range(len(table)))
     order = np.random.default_rng(seed).permutation(len(table))
     num_validation = max(1, len(table) // 10)
     if split == "test":

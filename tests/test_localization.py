@@ -285,8 +285,9 @@ def test_refuses_a_grid_turned_on_its_side_and_wrong_shares():
     with pytest.raises(ValueError, match="expected a grid"):
         loc.mass(np.ones((2, 3, 4)), np.ones((2, 4, 3), dtype=bool))
     for share in (0, 1.5):
-        with pytest.raises(ValueError, match="expected a share"):
-            loc.rank_maps(np.ones((2, 3, 4)), top_share=share)
+        for name in ("top_share", "kept_share"):
+            with pytest.raises(ValueError, match="maps: expected shares above 0 and up to 1"):
+                loc.rank_maps(np.ones((2, 3, 4)), **{name: share})
     with pytest.raises(ValueError, match="patch labels"):
         loc.region_masks(np.ones((2, 3, 4)), {"chirp": (0,)})
 

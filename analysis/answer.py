@@ -1,0 +1,93 @@
+"""The short answer of a run, in sentences: which heads matter, which method would have told, and how sure that is.
+
+Takes the tables of a run and of the committed reference run; gives lines of text for terminal and report.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from analysis.intervals import indicative
+from analysis.plots import CONTROLS
+from analysis.tables import read_table
+
+REFERENCE_FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference"
+EFFECT = "ablation_zero_var_pct"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Scorecard and agreement of the reference run, and the weights it was made with."""
+
+    scorecard: pd.DataFrame
+    agreement: pd.DataFrame
+    weights_sha256: str
+
+
+def read_reference(folder: Path = REFERENCE_FOLDER) -> Reference | None:
+    """The committed reference run, or None where the source tree has none (an installed package, say)."""
+    paths = [folder / name for name in ("head_scorecard.csv", "agreement.csv", "manifest.json")]
+    if not all(path.exists() for path in paths):
+        return None
+    record = json.loads(paths[2].read_text(encoding="utf-8"))
+    return Reference(read_table(paths[0]), read_table(paths[1]), record["model"]["weights_sha256"])
+
+
+def method_ranking(agreement: pd.DataFrame, statistic: str = "spearman") -> pd.DataFrame:
+    """Methods on trial (no controls) by agreement with zero ablation, best first."""
+    rows = agreement[
+        (agreement["truth"] == "ablation_zero")
+        & (agreement["estimator"] == "mean")
+        & (agreement["statistic"] == statistic)
+        & ~agreement["method"].isin(CONTROLS)
+    ]
+    return rows.dropna(subset=["value"]).sort_values("value", ascending=False, kind="stable")
+
+
+def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> list[str]:
+    """What these pictures say."""
+    count = int(scorecard["n"].iloc[0])
+    top = scorecard.sort_values(EFFECT, ascending=False, kind="stable").head(3)
+    heads = ", ".join(
+        f"L{int(row.layer)}H{int(row.head)} ({getattr(row, EFFECT):+.2f} %)" for row in top.itertuples(index=False)
+    )
+    lines = [f"Heads that matter most on {count} pictures (zero ablation, % of the label variance): {heads}."]
+    if agreement is not None:
+        ranking = method_ranking(agreement)
+        if len(ranking):
+            best, last = ranking.iloc[0], ranking.iloc[-1]
+            lines.append(
+                f"Method closest to ablation: {best['method']} (Spearman {best['value']:.2f}, 95 % CI "
+                f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); farthest: {last['method']} ({last['value']:.2f})."
+            )
+    return lines
+
+
+def compare_with_reference(
+    scorecard: pd.DataFrame, agreement: pd.DataFrame | None, reference: Reference | None, weights_sha256: str
+) -> list[str]:
+    """Whether these pictures agree with the committed reference run of the same model."""
+    caution = indicative(int(scorecard["n"].iloc[0]))
+    if reference is None:
+        return [f"No reference run to compare with. {caution}".strip()]
+    if reference.weights_sha256 != weights_sha256:
+        return [f"The reference run explains another model, so it is not compared with. {caution}".strip()]
+    lines = [
+        f"Reference run, {line[0].lower()}{line[1:]}" for line in describe_run(reference.scorecard, reference.agreement)
+    ]
+    both = scorecard.merge(reference.scorecard, on=["layer", "head"], suffixes=("", "_reference"), validate="1:1")
+    rho = spearmanr(both[EFFECT], both[f"{EFFECT}_reference"]).statistic
+    top = lambda table: set(table.nlargest(10, EFFECT)[["layer", "head"]].itertuples(index=False, name=None))  # noqa: E731
+    shared = len(top(scorecard) & top(reference.scorecard))
+    verdict = "agree" if np.isfinite(rho) and rho >= 0.7 else "do not agree well"
+    lines.append(
+        f"These pictures {verdict} with it: Spearman {rho:.2f} over heads, {shared} of the 10 top heads shared."
+        + (f" {caution[0].upper()}{caution[1:]}." if caution else "")
+    )
+    return lines

@@ -1,0 +1,180 @@
+"""The figures of a run: which ones, from which tables, with which captions.
+
+Takes the tables and arrays of a run; writes ``figures/*.png`` and ``.svg`` and gives (title, caption, PNG) in the order
+of the report. Draws nothing itself (:mod:`analysis.plots`, :mod:`analysis.gallery`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis import gallery, plots
+from analysis.intervals import interval_over_images
+from analysis.scorecard import Truth
+
+Floats = NDArray[np.float64]
+GALLERY_PICTURES = 4
+GALLERY_REGIONS = ("chirp", "text", "colorbar")
+
+
+def layer_table(truth: Truth, indices: NDArray[np.integer]) -> pd.DataFrame:
+    """Mean effect per layer, in % of the label variance, with its interval over pictures."""
+    interval = interval_over_images(100 * truth.delta_loss.mean(axis=2), indices)
+    layers = np.arange(len(interval.value))
+    return pd.DataFrame({"layer": layers, "mean": interval.value, "ci_low": interval.low, "ci_high": interval.high})
+
+
+def write_figures(
+    folder: Path,
+    *,
+    scorecard: pd.DataFrame,
+    agreement: pd.DataFrame | None,
+    localization: pd.DataFrame | None,
+    pixel_localization: pd.DataFrame | None,
+    layers: pd.DataFrame,
+    images: NDArray[np.uint8],
+    maps: Floats,
+    pixel_maps: Mapping[str, Floats],
+    masks: Mapping[str, NDArray[np.float32]] | None,
+    note: str,
+) -> list[tuple[str, str, Path]]:
+    """Write every figure the run has the tables for. ``maps`` are CLS maps [image layer head row col]; ``note`` ends
+    every caption (number of pictures, and whether they are only indicative)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made: list[tuple[str, str, Path]] = []
+
+    def add(name: str, title: str, caption: str, figure: Figure) -> None:
+        png, _ = plots.save_figure(figure, folder / name)
+        plt.close(figure)
+        made.append((title, f"{caption} {note}", png))
+
+    def one(draw: object, size: tuple[float, float], **kwargs: object) -> Figure:
+        figure = Figure(figsize=size, layout="constrained")
+        draw(ax=figure.add_subplot(), **kwargs)  # type: ignore[operator]
+        return figure
+
+    num_layers, num_heads = (int(scorecard[name].max()) + 1 for name in ("layer", "head"))
+    add(
+        "ablation_effect",
+        "What removing each head does",
+        "Change of the loss when one head is set to zero, in % of the label variance; positive: the head helps. A dot "
+        "marks heads whose 95 % interval excludes 0.",
+        one(lambda ax: plots.effect_heatmap(scorecard, ax=ax), (1.6 + 0.75 * num_heads, 1.4 + 0.42 * num_layers)),
+    )
+    add(
+        "head_ranking",
+        "Ranking of the heads",
+        "Heads by mean effect with 95 % BCa intervals, and 10 % trimmed means: the two differ where a few pictures own "
+        "the mean.",
+        plots.head_ranking(scorecard),
+    )
+    add(
+        "layer_profile",
+        "Effect by layer",
+        "Mean effect of the heads of each layer, in % of the label variance.",
+        one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect, % of the label variance"), (7.0, 3.6)),
+    )
+    if agreement is not None:
+        add(
+            "agreement",
+            "Which method finds the heads that matter",
+            "Rank correlation of each method's scores with the ablation effects. Diamonds: method and truth on "
+            "different halves of the pictures, bounded by the truth's own noise (ceiling).",
+            plots.agreement_bars(agreement),
+        )
+        add(
+            "method_scatter",
+            "Methods against ablation, head by head",
+            "Score of each method against the effect of removing the head.",
+            plots.method_scatter(scorecard, agreement),
+        )
+    if localization is not None:
+        cls = localization[localization["query"] == "cls"]
+        add(
+            "iou_regions",
+            "Where each head looks",
+            "Area-matched IoU of the CLS query's attention with each region, adjusted for chance: 0 = chance.",
+            plots.iou_heatmaps(cls),
+        )
+        finer = [name for name in dict.fromkeys(cls["region"]) if name not in ("chirp", "text", "colorbar")]
+        add(
+            "iou_finer_regions",
+            "Where each head looks: finer regions",
+            "The same for single text regions, frame, background and margin.",
+            plots.iou_heatmaps(cls, regions=finer),
+        )
+        add(
+            "looks_at_against_matters",
+            "Looking at the chirp against mattering",
+            "Adjusted IoU with the chirp against the effect of removing the head; lines are medians, to read by.",
+            one(lambda ax: plots.quadrant(scorecard, ax=ax), (7.5, 5.5)),
+        )
+        add(
+            "attention_gallery",
+            "The heads that look at each region most",
+            "CLS attention over pictures that contain the region, for the heads with the highest adjusted IoU.",
+            _attention_gallery(scorecard, images, maps, masks),
+        )
+    if pixel_localization is not None and pixel_maps:
+        add(
+            "pixel_localization",
+            "Pixel methods against the chirp",
+            "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches.",
+            one(lambda ax: plots.pixel_localization_bars(pixel_localization, ax=ax), (7.0, 3.2)),
+        )
+    if pixel_maps:
+        shown = slice(0, min(GALLERY_PICTURES, len(images)))
+        add(
+            "pixel_gallery",
+            "Pixel methods on the first pictures",
+            "What each pixel method marks for the loss, summed over patches.",
+            _pixel_gallery(images[shown], {name: found[shown] for name, found in pixel_maps.items()}, masks, shown),
+        )
+    return made
+
+
+def _pixel_gallery(
+    images: NDArray[np.uint8],
+    pixel_maps: Mapping[str, Floats],
+    masks: Mapping[str, NDArray[np.float32]] | None,
+    shown: slice,
+) -> Figure:
+    """Pixel maps of the first pictures, with the chirp outlined where it is known."""
+    outlines = None if masks is None else masks["chirp"][shown]
+    return gallery.pixel_gallery(images, pixel_maps, mask_outlines=outlines)
+
+
+def _attention_gallery(
+    scorecard: pd.DataFrame,
+    images: NDArray[np.uint8],
+    maps: Floats,
+    masks: Mapping[str, NDArray[np.float32]] | None,
+) -> Figure:
+    """The best head of each region on up to four pictures that contain it."""
+    panels, overlays, titles, rows, outlines = [], [], [], [], []
+    for region in GALLERY_REGIONS:
+        column = f"iou_{region}_adjusted"
+        ranked = scorecard.dropna(subset=[column]).sort_values(column, ascending=False, kind="stable")
+        present = range(len(images)) if masks is None else np.flatnonzero(masks[region].any(axis=(1, 2)))
+        for (_, head), picture in zip(ranked.head(GALLERY_PICTURES).iterrows(), present, strict=False):
+            layer, number = int(head["layer"]), int(head["head"])
+            panels.append(images[picture])
+            overlays.append(maps[picture, layer, number])
+            titles.append(f"L{layer}H{number}, IoU {head[column]:.2f}, picture {int(picture)}")
+            rows.append(region)
+            if masks is not None:
+                outlines.append(masks[region][picture])
+    return gallery.attention_gallery(
+        np.stack(panels),
+        np.stack(overlays),
+        titles,
+        rows=rows,
+        mask_outlines=np.stack(outlines) if outlines else None,
+    )
