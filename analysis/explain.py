@@ -94,7 +94,9 @@ def plan(opened: OpenedModel, settings: CompareSettings) -> list[Stage]:
     """What will be computed, in order, with its cost per picture."""
     layout = head_layout(opened.model)
     dials, num_targets = method_settings(settings), len(opened.model.config.target_names)
-    stages = [Stage("attention_maps", 1.0), Stage("ablation_zero", 1.0 + layout.num_layers * layout.num_heads)]
+    # The sweep reuses what lies before the ablated block: (L + 1) / 2L of a full pass per head.
+    sweep = 2.0 + layout.num_heads * (layout.num_layers + 1) / 2
+    stages = [Stage("attention_maps", 1.0), Stage("ablation_zero", sweep)]
     for prefix, table in (("", METHODS), ("pixel_", PIXEL_METHODS)):
         for name, method in chosen_methods(settings.methods, table).items():
             forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)

@@ -1,19 +1,21 @@
 """The causal truth: what the loss becomes when one head is removed.
 
 Takes a model in eval mode and a batch; gives per picture and head the change of the loss, and of the squared error of
-each target. Every head is removed by its gate in a full forward pass of its own. Does not know any attribution method,
+each target. Every head is removed by its gate in a forward pass of its own. Does not know any attribution method,
 and makes no means over pictures.
 
 Sign: ablated − intact, so positive = removing the head raises the loss. Negative effects stay.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attribution.batch import Batch
+from attribution.prefix import prefix_states, starting_at
 from attribution.vit import (
     ViTRegressor,
     attention_modules,
@@ -51,15 +53,17 @@ def zero_ablation(
     heads: Iterable[tuple[int, int]] | None = None,
     replacement: Tensor | None = None,
     batch_size: int = 32,
+    reuse_prefix: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> AblationResult:
     """Remove each head in turn from every picture: z becomes b, zero unless `replacement` gives another.
 
     `heads` are (layer, head) pairs, all by default; their order changes nothing. `replacement` broadcasts to `[image
     layer token head head_dim]`. `batch_size` pictures go through in one pass, whichever head each of them lacks;
-    `progress(done, total)` counts pictures passed. Outputs come in the model's dtype, differences are taken in
-    float64. Raises `ValueError` for a model in train mode, an unknown or repeated head, or a replacement of the wrong
-    shape.
+    `reuse_prefix` starts each pass at the block that lacks a head (`attribution.prefix`), keeping the hidden states of
+    all pictures before every block in memory; without it every pass is a full one. `progress(done, total)` counts
+    pictures passed. Outputs come in the model's dtype, differences are taken in float64. Raises `ValueError` for a
+    model in train mode, an unknown or repeated head, or a replacement of the wrong shape.
     """
     require_eval(model)
     modules = attention_modules(model)
@@ -67,21 +71,29 @@ def zero_ablation(
     chosen = _chosen_heads(heads, *shape)
     if replacement is not None:
         replacement = _checked_replacement(model, replacement, len(batch))
-    # The intact pictures are the first scenario, so that they run through batches of the same make.
-    pairs = torch.cartesian_prod(torch.arange(1 + len(chosen)), torch.arange(len(batch)))  # [pass (scenario, image)]
-    gates_of = torch.ones((1 + len(chosen), *shape), dtype=batch.pixel_values.dtype, device=batch.pixel_values.device)
-    for scenario, (layer, head) in enumerate(chosen, start=1):
-        gates_of[scenario, layer, head] = 0
+    images = torch.arange(len(batch))
+    # The intact pictures are a scenario too, so that they run through batches of the same make.
+    scenarios: list[tuple[int, list[int | None]]] = [(0, [None])]  # (layer to start at, heads; None = intact)
+    for layer in sorted({layer for layer, _ in chosen}):
+        scenarios.append((layer, [head for first, head in chosen if first == layer]))
+    total, done = (1 + len(chosen)) * len(batch), 0
+    states = prefix_states(model, batch.pixel_values, batch_size) if reuse_prefix else None
     outputs = []
-    for part in pairs.split(batch_size):
-        scenarios, images = (column.to(batch.pixel_values.device) for column in part.unbind(1))
-        context = replacement
-        if replacement is not None and replacement.shape[0] > 1:
-            context = replacement[images.to(replacement.device)]
-        with gated(model, gates_of[scenarios], context):
-            outputs.append(model(batch.pixel_values[images]).to("cpu", torch.float64))
-        if progress is not None:
-            progress(min(len(pairs), len(outputs) * batch_size), len(pairs))
+    for layer, lacking in scenarios:
+        pairs = torch.cartesian_prod(torch.arange(len(lacking)), images)  # [pass (scenario, image)]
+        for part in pairs.split(batch_size):
+            which, rows = (column.to(batch.pixel_values.device) for column in part.unbind(1))
+            gates = torch.ones((len(part), *shape), dtype=batch.pixel_values.dtype, device=batch.pixel_values.device)
+            for place, number in enumerate(which.tolist()):
+                if lacking[number] is not None:
+                    gates[place, layer, lacking[number]] = 0
+            context = replacement[rows] if replacement is not None and replacement.shape[0] > 1 else replacement
+            start = nullcontext() if states is None else starting_at(model, layer, states[layer][rows])
+            with gated(model, gates, context), start:
+                outputs.append(model(batch.pixel_values[rows]).to("cpu", torch.float64))
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
     predictions = torch.cat(outputs).unflatten(0, (1 + len(chosen), len(batch)))  # [scenario image target]
     return _result(predictions, batch.labels.to("cpu", torch.float64), chosen, shape, model.config.label_std)
 

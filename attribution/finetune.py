@@ -232,8 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=_HelpFormatter,
     )
-    (settings,) = parser.parse_args_into_dataclasses(argv)
     try:
+        (settings,) = parser.parse_args_into_dataclasses(argv)
         print(finetune(settings))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -130,15 +130,16 @@ def train(
     steps = max(1, settings.num_pictures // settings.batch_size)
     budget_s = math.inf if settings.time_budget_min is None else 60 * settings.time_budget_min
     valid = (model.preprocess(validation[0]), model.standardise(validation[1]))
+    batches = _batches(pictures, settings, steps, progress.step)
     start_s, saved_s = time.monotonic() - progress.elapsed_s, time.monotonic()
     fraction = max(progress.step / steps, progress.elapsed_s / budget_s)
     bar = tqdm(total=100, unit="%", initial=100 * fraction, mininterval=1 if sys.stderr.isatty() else 30)
     bar.bar_format = "{l_bar}{bar}| [{elapsed} < {remaining}{postfix}]"
     prepared.train()
-    for images, labels in _batches(pictures, settings, steps, progress.step):
+    for images, labels in batches:
         progress.elapsed_s = time.monotonic() - start_s
         fraction = max(progress.step / steps, progress.elapsed_s / budget_s)
-        if fraction >= 1:
+        if fraction >= 1 and progress.step:
             break
         progress.learning_rate = settings.learning_rate * learning_rate_factor(fraction, settings.warmup_fraction)
         for group in optimizer.param_groups:
