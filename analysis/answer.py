@@ -54,9 +54,8 @@ def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> lis
     """What these pictures say."""
     count = int(scorecard["n"].iloc[0])
     top = scorecard.sort_values(EFFECT, ascending=False, kind="stable").head(3)
-    heads = ", ".join(
-        f"L{int(row.layer)}H{int(row.head)} ({getattr(row, EFFECT):+.2f} %)" for row in top.itertuples(index=False)
-    )
+    names = zip(top["layer"].astype(int), top["head"].astype(int), top[EFFECT], strict=True)
+    heads = ", ".join(f"L{layer}H{head} ({effect:+.2f} %)" for layer, head, effect in names)
     lines = [f"Heads that matter most on {count} pictures (zero ablation, % of the label variance): {heads}."]
     if agreement is not None:
         ranking = method_ranking(agreement)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +193,10 @@ def explain(
     for name in chosen_methods(settings.methods):
         parameters = {"steps": dials.steps, "seed": dials.seed}
         if name == "gate_ig":
-            found = scored(name, parameters, lambda part: _gate_ig(opened, part, dials))
+            found = scored(name, parameters, partial(_gate_ig, opened, dials))
             completeness[name] = float(np.median(np.abs(found["delta"]) / np.abs(found["difference"])))
         else:
-            found = scored(
-                name, parameters, lambda part, name=name: {"scores": run_method(name, model, part, dials).numpy()}
-            )
+            found = scored(name, parameters, partial(_scores_of, name, opened, dials))
         scores[name] = found["scores"].astype(np.float64)
     pixel_maps: dict[str, Floats] = {}
     for name in chosen_methods(settings.methods, PIXEL_METHODS):
@@ -228,7 +227,11 @@ def explain(
     )
 
 
-def _gate_ig(opened: OpenedModel, part: Batch, dials: MethodSettings) -> Arrays:
+def _scores_of(name: str, opened: OpenedModel, dials: MethodSettings, part: Batch) -> Arrays:
+    return {"scores": run_method(name, opened.model, part, dials).numpy()}
+
+
+def _gate_ig(opened: OpenedModel, dials: MethodSettings, part: Batch) -> Arrays:
     scores, delta = gate_ig_with_delta(opened.model, part, dials)
     found = scores.detach().cpu().to(torch.float32).numpy()
     # Scores are minus the attributions: their sum is off ℓ(0) − ℓ(1) by delta.

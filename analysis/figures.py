@@ -162,12 +162,14 @@ def _attention_gallery(
     for region in GALLERY_REGIONS:
         column = f"iou_{region}_adjusted"
         ranked = scorecard.dropna(subset=[column]).sort_values(column, ascending=False, kind="stable")
-        present = range(len(images)) if masks is None else np.flatnonzero(masks[region].any(axis=(1, 2)))
+        present = list(range(len(images)))
+        if masks is not None:
+            present = np.flatnonzero(masks[region].any(axis=(1, 2))).tolist()
         for (_, head), picture in zip(ranked.head(GALLERY_PICTURES).iterrows(), present, strict=False):
             layer, number = int(head["layer"]), int(head["head"])
             panels.append(images[picture])
             overlays.append(maps[picture, layer, number])
-            titles.append(f"L{layer}H{number}, IoU {head[column]:.2f}, picture {int(picture)}")
+            titles.append(f"L{layer}H{number}, IoU {head[column]:.2f}, picture {picture}")
             rows.append(region)
             if masks is not None:
                 outlines.append(masks[region][picture])

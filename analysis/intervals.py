@@ -214,7 +214,8 @@ def indicative(num_images: int) -> str:
 
 
 def _pivoted(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Which entries are numbers, the first number of each column (0 if none), and deviations from it (0 where NaN)."""
+    """Which entries are numbers, the first number of each column (0 if none), and deviations from it (0 where
+    NaN)."""
     if values.ndim != 2 or np.isinf(values).any():
         raise ValueError(f"values: expected finite or NaN [image column], got shape {list(values.shape)}")
     present = ~np.isnan(values)

@@ -170,11 +170,11 @@ def iou_mass(maps: Maps, mask: Mask = None) -> Floats:
 def quantile_overlap(maps: Maps, mask: Mask = None) -> tuple[Floats, Floats]:
     """Intersection and union `[image ...]`, in patches, of S with the patches above a map's dataset-level threshold.
 
-    Network Dissection (Bau et al. 2017, sec. 2.3-2.4): per unit the threshold that a share of all patches of *all*
+    Network Dissection (Bau et al. 2017, sec. 2.2): per unit the threshold that a share of all patches of *all*
     pictures exceed, and the unit's IoU is Σ intersections / Σ unions over the pictures that contain the concept. The
     share is the paper's 0.005 (about one patch of a 16 x 16 grid; `rank_maps` takes another), so a region of a share
-    s of the picture cannot score above 0.005/s: compare heads by it, not regions. Patches tied at the threshold enter
-    by the share of them that is taken.
+    s of the picture cannot score much above 0.005/s: compare heads by it, not regions. Patches tied at the threshold
+    enter by the share of them that is taken.
     """
     view = locate(maps, mask)
     member = view.rows(view.ranked.above_threshold)
@@ -202,7 +202,7 @@ def lift(maps: Maps, mask: Mask = None) -> Floats:
 
 
 def rank_accuracy(maps: Maps, mask: Mask = None) -> Floats:
-    """Share of the k highest patches that lie in S (relevance rank accuracy, Arras et al. 2022, sec. 3.3)."""
+    """Share of the k highest patches that lie in S (relevance rank accuracy, Arras et al. 2022)."""
     view = locate(maps, mask)
     certain, tied, tied_inside, drawn = _top(view, np.broadcast_to(view.area, view.hits.shape[:2]))
     return view.spread((certain + drawn * tied_inside / tied) / view.area)

@@ -94,12 +94,14 @@ def expected_iou(
 
 
 def iou_chance(num_patches: ArrayLike, selected: ArrayLike, area: ArrayLike) -> Floats:
-    """Expected IoU of `selected` patches drawn at random with a region of `area` patches. Broadcasts its arguments."""
+    """Expected IoU of `selected` patches drawn at random with a region of `area` patches. Broadcasts its
+    arguments."""
     return expected_iou(0, num_patches, area, selected, selected, area)
 
 
 def average_precision_chance(num_patches: int, area: ArrayLike) -> Floats:
-    """Expected average precision of N patches in random order (no ties), area k: (H + (k−1)/(N−1)·(N−H))/N, H = Σ 1/i.
+    """Expected average precision of N patches in random order (no ties), area k: (H + (k−1)/(N−1)·(N−H))/N, H = Σ
+    1/i.
 
     The patch at place i lies inside with probability k/N, and then (i−1)(k−1)/(N−1) of those before it are
     expected to (Bestgen 2015). An area of 0 has no average precision: NaN.

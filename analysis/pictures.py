@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from analysis.report import write_atomically
-from attribution.packaged import cache_folder
 from attribution.datasets import open_dataset, read_labels
+from attribution.packaged import cache_folder
 from data_synth import (
     NUM_REFERENCE_PICTURES,
     REGIONS,
@@ -92,7 +92,7 @@ def open_pictures(
             raise ValueError(
                 f"--data {data}: its targets are {', '.join(TARGET_NAMES)}, the model's {', '.join(target_names)}"
             )
-        config = SynthConfig(preset=data, seed=seed, image_size=image_size, patch_size=patch_size)  # type: ignore[arg-type]
+        config = SynthConfig(preset=data, seed=seed, image_size=image_size, patch_size=patch_size)
         return _synthetic(config, num_pictures)
     if not Path(data).is_dir():
         raise FileNotFoundError(f"--data {data}: expected one of {', '.join(PRESETS)}, or a folder with metadata.csv")

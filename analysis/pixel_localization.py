@@ -52,7 +52,8 @@ def pixel_masks(coverage: NDArray[np.floating], regions: Mapping[str, Sequence[i
 
 
 def draw_patches(maps: NDArray[np.floating], num_rows: int, num_cols: int) -> NDArray[np.floating]:
-    """Patch maps `[image row col]` as flat patches of `num_rows` x `num_cols` pixels; pixels of one patch stay tied."""
+    """Patch maps `[image row col]` as flat patches of `num_rows` x `num_cols` pixels; pixels of one patch stay
+    tied."""
     if num_rows % maps.shape[1] or num_cols % maps.shape[2]:
         raise ValueError(
             f"patch maps: expected a grid that divides {num_rows} x {num_cols} pixels, "

@@ -75,18 +75,19 @@ def compute_scores(
     for piece in scores.pieces():
         part = parts / f"{piece.start:06d}-{piece.stop:06d}.safetensors"
         if not _matches(part, digest):
-            _write(part, compute(piece), digest, name)
+            _write(part, compute(piece), digest)
         found.append(read_scores(part)[0])
         if on_piece is not None:
             on_piece(piece.stop - piece.start)
     arrays = {key: np.concatenate([piece[key] for piece in found]) for key in found[0]}
-    _write(path, arrays, digest, name)
+    _write(path, arrays, digest)
     shutil.rmtree(parts)
     return arrays, True
 
 
-def _write(path: Path, arrays: Arrays, digest: str, name: str) -> None:
-    metadata = {"identity": digest, "name": name}
+def _write(path: Path, arrays: Arrays, digest: str) -> None:
+    # One entry alone: safetensors writes several in an order that changes from call to call.
+    metadata = {"identity": digest}
     write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata))
 
 

@@ -33,7 +33,9 @@ FORMAT = 1
 CONFIG_FILE, HEAD_FILE, GOLDEN_FILE = "regressor_config.json", "head.safetensors", "golden.safetensors"
 ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 BACKBONE_FILES = ("backbone/config.json", "backbone/model.safetensors")
-GOLDEN_TOLERANCE_FP32_CPU, GOLDEN_TOLERANCE_OTHERWISE = 1e-4, 1e-2  # in standardised units
+# Largest differences from the golden predictions, in standardised units. Rounding a prediction of 3 to bfloat16 alone
+# moves it by up to 0.008.
+TOLERANCE_CPU, TOLERANCE_DEVICE, TOLERANCE_HALF = 1e-4, 1e-2, 5e-2
 
 
 def save_pretrained(model: ViTRegressor, folder: str | Path, golden_images: np.ndarray | Tensor) -> None:
@@ -211,8 +213,9 @@ def _check_golden(model: ViTRegressor, path: Path) -> None:
     golden = _read_tensors(path)
     if golden.keys() != {"images", "predictions"}:
         raise ValueError(f"{path}: expected images and predictions, got {sorted(golden)}")
-    exact = model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64)
-    tolerance = GOLDEN_TOLERANCE_FP32_CPU if exact else GOLDEN_TOLERANCE_OTHERWISE
+    tolerance = TOLERANCE_CPU if model.device.type == "cpu" else TOLERANCE_DEVICE
+    if model.dtype in (torch.bfloat16, torch.float16):
+        tolerance = TOLERANCE_HALF
     with torch.no_grad():
         predictions = model(model.preprocess(golden["images"])).to("cpu", torch.float64)
     if predictions.shape != golden["predictions"].shape:

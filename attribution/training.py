@@ -133,39 +133,41 @@ def train(
     batches = _batches(pictures, settings, steps, progress.step)
     start_s, saved_s = time.monotonic() - progress.elapsed_s, time.monotonic()
     fraction = max(progress.step / steps, progress.elapsed_s / budget_s)
-    bar = tqdm(total=100, unit="%", initial=100 * fraction, mininterval=1 if sys.stderr.isatty() else 30)
-    bar.bar_format = "{l_bar}{bar}| [{elapsed} < {remaining}{postfix}]"
-    prepared.train()
-    for images, labels in batches:
-        progress.elapsed_s = time.monotonic() - start_s
-        fraction = max(progress.step / steps, progress.elapsed_s / budget_s)
-        if fraction >= 1 and progress.step:
-            break
-        progress.learning_rate = settings.learning_rate * learning_rate_factor(fraction, settings.warmup_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = progress.learning_rate
-        loss = loss_per_image(prepared(model.preprocess(images)), model.standardise(labels)).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(weights.values(), settings.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        progress.recent.append(float(loss.detach()))
-        if not math.isfinite(progress.recent[-1]):
-            raise ValueError(f"step {progress.step}: the loss is {progress.recent[-1]}; try a smaller --learning-rate")
-        progress.step += 1
-        bar.update(100 * fraction - bar.n)
-        bar.set_postfix(step=progress.step, mse=f"{np.mean(progress.recent[-20:]):.4f}", refresh=False)
-        if progress.step % settings.validate_every == 0:
+    bar_format = "{l_bar}{bar}| [{elapsed} < {remaining}{postfix}]"
+    interval_s = 1 if sys.stderr.isatty() else 30
+    with tqdm(total=100, unit="%", initial=100 * fraction, mininterval=interval_s, bar_format=bar_format) as bar:
+        prepared.train()
+        for images, labels in batches:
             progress.elapsed_s = time.monotonic() - start_s
+            fraction = max(progress.step / steps, progress.elapsed_s / budget_s)
+            if fraction >= 1 and progress.step:
+                break
+            progress.learning_rate = settings.learning_rate * learning_rate_factor(fraction, settings.warmup_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = progress.learning_rate
+            loss = loss_per_image(prepared(model.preprocess(images)), model.standardise(labels)).mean()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(weights.values(), settings.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.recent.append(float(loss.detach()))
+            if not math.isfinite(progress.recent[-1]):
+                raise ValueError(
+                    f"step {progress.step}: the loss is {progress.recent[-1]}; try a smaller --learning-rate"
+                )
+            progress.step += 1
+            bar.update(100 * fraction - bar.n)
+            bar.set_postfix(step=progress.step, mse=f"{np.mean(progress.recent[-20:]):.4f}", refresh=False)
+            if progress.step % settings.validate_every == 0:
+                progress.elapsed_s = time.monotonic() - start_s
+                best = _validate_and_log(prepared, valid, settings, progress, best)
+            if time.monotonic() - saved_s >= 60 * settings.save_every_min:
+                progress.elapsed_s = time.monotonic() - start_s
+                _save(accelerator, resume_folder, signature, progress, best)
+                saved_s = time.monotonic()
+        if progress.recent:
             best = _validate_and_log(prepared, valid, settings, progress, best)
-        if time.monotonic() - saved_s >= 60 * settings.save_every_min:
-            progress.elapsed_s = time.monotonic() - start_s
-            _save(accelerator, resume_folder, signature, progress, best)
-            saved_s = time.monotonic()
-    if progress.recent:
-        best = _validate_and_log(prepared, valid, settings, progress, best)
-    bar.update(100 - bar.n)
-    bar.close()
+        bar.update(100 - bar.n)
     with torch.no_grad():
         for name, value in weights.items():
             value.copy_(best[name])
@@ -184,6 +186,8 @@ def _validate_and_log(
     progress.rows.append(row)
     progress.recent = []
     tqdm.write(_line(row, model.config.target_names), file=sys.stderr)
+    if not math.isfinite(mse):
+        raise ValueError(f"step {progress.step}: the validation error is {mse}; try a smaller --learning-rate")
     if mse >= progress.best_mse:
         return best
     progress.best_mse, progress.best_step = mse, progress.step

@@ -53,9 +53,7 @@ def picture(tmp_path):
 
 
 def content(picture, **changes):
-    table = pd.DataFrame(
-        {"layer": [0, 11], "head": [3, 5], "score_gate_ig": [0.123456, np.nan], "rank": [1, 2]}
-    )
+    table = pd.DataFrame({"layer": [0, 11], "head": [3, 5], "score_gate_ig": [0.123456, np.nan], "rank": [1, 2]})
     fields = {
         "title": "Which heads matter?",
         "answer": ["L5H3 matters most.", "gate_ig finds it."],
@@ -75,9 +73,7 @@ def write(tmp_path, picture, **changes) -> str:
 def test_the_page_holds_everything_it_was_given(tmp_path, picture):
     page = Page(write(tmp_path, picture))
     assert page.text["title"] == page.text["h1"] == ["Which heads matter?"]
-    assert {"L5H3 matters most.", "gate_ig finds it.", "64 of 128 pictures: indicative."} <= set(
-        page.text["li"]
-    )
+    assert {"L5H3 matters most.", "gate_ig finds it.", "64 of 128 pictures: indicative."} <= set(page.text["li"])
     assert page.text["figcaption"] == ["One cell per head."]
     assert page.text["th"] == ["head", "score_gate_ig", "rank", "L0H3", "L11H5"]
     assert page.text["td"] == ["0.123", "1", "–", "2"]
@@ -142,9 +138,7 @@ def test_it_reads_on_a_phone_in_the_dark_and_on_paper(tmp_path, picture):
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     style = page.text["style"][0]
     assert "prefers-color-scheme: dark" in style and "@media print" in style
-    assert re.search(r"\.scroll \{[^}]*overflow: auto", style) and re.search(
-        r"img \{[^}]*max-width: 100%", style
-    )
+    assert re.search(r"\.scroll \{[^}]*overflow: auto", style) and re.search(r"img \{[^}]*max-width: 100%", style)
     scroll = next(a for a in page.all("div") if a.get("class") == "scroll")
     assert scroll["tabindex"] == "0" and scroll["aria-label"] == "Heads"
     assert page.all("html") == [{"lang": "en"}]
@@ -235,9 +229,7 @@ def test_a_missing_picture_or_one_that_is_not_a_png_is_refused_and_nothing_is_wr
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
         write(tmp_path, tmp_path / "absent.png")
     (tmp_path / "effect.png").write_bytes(b"GIF89a" + bytes(40))
-    with pytest.raises(
-        ValueError, match=r"effect\.png: expected a PNG picture for the figure 'Effect of removal'"
-    ):
+    with pytest.raises(ValueError, match=r"effect\.png: expected a PNG picture for the figure 'Effect of removal'"):
         write(tmp_path, tmp_path / "effect.png")
     assert os.listdir(tmp_path) == ["effect.png"]
 

@@ -1,0 +1,224 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis.answer import compare_with_reference, method_ranking
+from analysis.compare import main
+from analysis.explain import chosen_methods, explain, make_batch, require_better_than_mean
+from analysis.models import open_model
+from analysis.pictures import open_pictures
+from analysis.settings import CompareSettings
+from attribution.methods import METHODS
+from data_synth import ChirpDataset, SynthConfig
+from data_synth.folder import write_folder
+
+TINY = "analysis/configs/tiny.yaml"
+SMALL = ["--config", TINY, "--num-pictures", "4", "--steps", "2", "--bootstrap_replicates", "50"]
+METHOD_NAMES = "gate_ixg,cls_mass,random,layer_index,saliency,chefer"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    assert main([*SMALL, "--methods", METHOD_NAMES, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chirp_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chirps")
+    list(write_folder(ChirpDataset("test", 4, SynthConfig(num_layouts=4)), folder))
+    return folder
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("methods.csv", "manifest.json", "report.html", "timings.json")
+    }
+
+
+def test_every_file_of_a_run(run):
+    names = {path.name for path in run.iterdir()}
+    assert {
+        *("head_scorecard.csv", "head_scores.csv", "methods.csv", "localization.csv", "pixel_localization.csv"),
+        *("agreement.csv", "manifest.json", "report.html", "figures", "scores"),
+    } == names
+    scorecard = pd.read_csv(run / "head_scorecard.csv")
+    assert len(scorecard) == 12 and scorecard["ablation_zero_var_pct"].notna().all()
+    assert {"iou_chirp_adjusted", "mass_special", "score_gate_ixg", "rank_cls_mass"} <= set(scorecard)
+    record = json.loads((run / "manifest.json").read_text())
+    assert record["pictures"] == {"done": 4, "total": 4} and record["model"]["control"] is True
+    figures = {path.stem for path in (run / "figures").glob("*.png")}
+    assert {"ablation_effect", "head_ranking", "agreement", "iou_regions", "attention_gallery"} <= figures
+
+
+def test_control_is_labelled_wherever_it_appears(run):
+    assert "CONTROL" in (run / "report.html").read_text()
+
+
+def test_scorecard_is_what_the_model_does(run):
+    """A second derivation: one head zeroed by hand in its own forward pass."""
+    import torch
+
+    from attribution.vit import loss_per_image, output_projections
+
+    opened = open_model("tiny-random", "cpu")
+    names = opened.model.config.target_names
+    pictures = open_pictures("default", 4, seed=0, image_size=224, patch_size=14, target_names=names)
+    batch = make_batch(opened, pictures)
+    projection, size = output_projections(opened.model)[1], 8
+    with torch.no_grad():
+        intact = loss_per_image(opened.model(batch.pixel_values), batch.labels)
+        projection.weight[:, 2 * size : 3 * size] = 0
+        ablated = loss_per_image(opened.model(batch.pixel_values), batch.labels)
+    scorecard = pd.read_csv(run / "head_scorecard.csv").set_index(["layer", "head"])
+    assert 100 * (ablated - intact).mean().item() == pytest.approx(
+        scorecard.loc[(1, 2), "ablation_zero_var_pct"], abs=2e-3
+    )
+
+
+def test_same_command_same_bytes_and_scores_are_reused(run, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main([*SMALL, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
+    assert digests(again) == digests(run)
+    stamps = {path: path.stat().st_mtime_ns for path in (again / "scores").glob("*.safetensors")}
+    assert main([*SMALL, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert digests(again) == digests(run)
+
+
+def test_a_folder_gives_the_numbers_of_the_synthesizer(run, chirp_folder, tmp_path):
+    other = tmp_path / "folder"
+    arguments = ["--data", str(chirp_folder), "--methods", "gate_ixg,saliency", "--output-dir", str(other)]
+    assert main([*SMALL, *arguments]) == 0
+    # The pictures differ only by their layouts' pool, so the run is complete, not equal.
+    assert set(pd.read_csv(other / "localization.csv")["region"]) >= {"chirp", "text", "colorbar"}
+    masks = pd.read_csv(chirp_folder / "metadata.csv").drop(columns="mask_file_name")
+    bare = tmp_path / "bare"
+    shutil.copytree(chirp_folder, bare)
+    masks.to_csv(bare / "metadata.csv", index=False)
+    arguments[1], arguments[5] = str(bare), str(tmp_path / "unmasked")
+    assert main([*SMALL, *arguments]) == 0
+    assert not (tmp_path / "unmasked" / "localization.csv").exists()
+    assert "without masks" in (tmp_path / "unmasked" / "report.html").read_text()
+    effects = [
+        pd.read_csv(place / "head_scorecard.csv")["ablation_zero_var_pct"] for place in (other, tmp_path / "unmasked")
+    ]
+    np.testing.assert_array_equal(*effects)
+
+
+def test_listing_and_dry_run(capsys, tmp_path):
+    assert main(["--list-methods"]) == 0
+    assert all(name in capsys.readouterr().out for name in METHODS)
+    assert main([*SMALL, "--dry-run", "--output-dir", str(tmp_path / "none")]) == 0
+    assert "ablation_zero" in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
+def broken_folder(source, target, change):
+    shutil.copytree(source, target)
+    table = pd.read_csv(target / "metadata.csv")
+    if change == "nan":
+        table.loc[2, "start_freq_hz"] = np.nan
+    elif change == "column":
+        table = table.drop(columns="end_freq_hz")
+    elif change == "empty":
+        table = table.head(0)
+    elif change == "outside":
+        table.loc[1, "mask_file_name"] = "../other.png"
+    table.to_csv(target / "metadata.csv", index=False)
+    if change == "size":
+        Image.new("RGB", (32, 32)).save(target / "images" / "0000001.png")
+    elif change == "unreadable":
+        (target / "images" / "0000001.png").write_bytes(b"not a picture")
+    elif change == "mask":
+        Image.new("L", (10, 10)).save(target / "masks" / "0000001.png")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("nan", "row 4, start_freq_hz"),
+        ("column", "no column end_freq_hz"),
+        ("empty", "no pictures"),
+        ("size", "picture 1: expected 224 x 224 pixels, got 32 x 32"),
+        ("unreadable", "not a readable PNG"),
+        ("mask", "expected 480 x 640"),
+        ("outside", "expected a path below the folder"),
+    ],
+)
+def test_bad_folders_get_one_line(chirp_folder, tmp_path, capsys, change, message):
+    folder = broken_folder(chirp_folder, tmp_path / "data", change)
+    target = tmp_path / "out"
+    assert main([*SMALL, "--data", str(folder), "--output-dir", str(target)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere: expected bundled"),
+        (["--model", "tests"], "tests"),
+        (["--data", "nowhere"], "--data nowhere: expected one of default, published"),
+        (["--methods", "gate_ig,magic"], "methods: unknown magic"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--num-pictures", "1"], "num_pictures: expected a whole number >= 2"),
+        (["--device", "cuda:99"], "--device cuda:99: not available"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert main([*SMALL, "--output-dir", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ") and message in error[-1]
+
+
+def test_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*SMALL, "--output-dir", str(tmp_path / "file")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_model_worse_than_the_mean_is_refused():
+    import torch
+
+    labels = torch.tensor([[0.0], [2.0]])
+    require_better_than_mean(torch.tensor([[0.1], [1.9]]), labels, "m")
+    with pytest.raises(ValueError, match="not below that of predicting their mean"):
+        require_better_than_mean(torch.tensor([[2.0], [0.0]]), labels, "m")
+
+
+def test_methods_by_name():
+    assert set(chosen_methods(("gate_ig", "rollout_drop"))) == {"gate_ig", "rollout_drop"}
+    assert set(chosen_methods(("all",))) == set(METHODS)
+    assert set(chosen_methods(("default",))) == {name for name, method in METHODS.items() if method.default}
+
+
+def test_explain_refuses_unfinished_models(tmp_path):
+    opened = open_model("tiny-random", "cpu")
+    pictures = open_pictures(
+        "default", 2, seed=0, image_size=224, patch_size=14, target_names=opened.model.config.target_names
+    )
+    opened.model.train()
+    with pytest.raises(ValueError, match="train"):
+        explain(opened, pictures, CompareSettings(num_pictures=2), tmp_path, lambda *_: None)
+
+
+def test_reference_of_another_model_is_not_compared_with(run):
+    scorecard, agreement = (pd.read_csv(run / f"{name}.csv") for name in ("head_scorecard", "agreement"))
+    from analysis.answer import read_reference
+
+    reference = read_reference(run)
+    assert "another model" in compare_with_reference(scorecard, agreement, reference, "other")[0]
+    same = compare_with_reference(scorecard, agreement, reference, reference.weights_sha256)
+    assert "agree with it: Spearman 1.00" in same[-1] and "Indicative" in same[-1]
+    assert "No reference run" in compare_with_reference(scorecard, agreement, None, "x")[0]
+    assert not set(method_ranking(agreement)["method"]) & {"random", "layer_index"}

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from analysis.intervals import bootstrap_indices
+from analysis.scorecard import Truth, head_scores_table, methods_table, oriented, ranks, scorecard_table
+from attribution.methods import Method, MethodSettings
+
+RNG = np.random.default_rng(0)
+EFFECT = RNG.standard_t(2, (30, 2, 3))
+TRUTH = Truth("zero", EFFECT, RNG.normal(size=(30, 2, 3, 2)), RNG.uniform(0.1, 1, 30))
+METHODS = {
+    "good": Method("good", lambda *_: None),
+    "small_is_good": Method("small_is_good", lambda *_: None, signed=False, direction="-"),
+    "flat": Method("flat", lambda *_: None, signed=False, direction="+"),
+}
+SCORES = {"good": EFFECT.copy(), "small_is_good": -EFFECT, "flat": np.ones((30, 2, 3))}
+INDICES = bootstrap_indices(30, 200, seed=0)
+
+
+def card():
+    return scorecard_table(
+        TRUTH, SCORES, METHODS, None, {"entropy": EFFECT**2}, ("start_time_s", "mass"), ("s", "kg"), INDICES
+    )
+
+
+def test_effects_and_units():
+    table = card()
+    flat = EFFECT.reshape(30, 6)
+    np.testing.assert_allclose(table["ablation_zero_var_pct"], 100 * flat.mean(axis=0))
+    np.testing.assert_allclose(table["ablation_zero_var_pct_trimmed"], 100 * trim_mean(flat, 0.1, axis=0))
+    intact = TRUTH.intact_loss.mean()
+    np.testing.assert_allclose(table["ablation_zero_mse_pct"], 100 * flat.mean(axis=0) / intact)
+    np.testing.assert_allclose(table["ablation_zero_mse_pct_trimmed"], 100 * trim_mean(flat, 0.1, axis=0) / intact)
+    np.testing.assert_allclose(table["ablation_zero_start_time_s2"], TRUTH.delta_target_sq[..., 0].mean(axis=0).ravel())
+    np.testing.assert_allclose(table["ablation_zero_mass_kg2"], TRUTH.delta_target_sq[..., 1].mean(axis=0).ravel())
+    assert (table["ablation_zero_var_pct_ci_low"] <= table["ablation_zero_var_pct"]).all()
+    assert (table["ablation_zero_mse_pct_ci_high"] >= table["ablation_zero_mse_pct"]).all()
+    assert list(zip(table["layer"], table["head"], strict=True)) == [
+        (layer, head) for layer in range(2) for head in range(3)
+    ]
+    assert (table["n"] == 30).all()
+    np.testing.assert_allclose(table["entropy"], (flat**2).mean(axis=0))
+
+
+def test_ranks_follow_the_direction_and_constants_have_none():
+    table = card()
+    np.testing.assert_array_equal(table["rank_good"], table["ablation_zero_rank"])
+    np.testing.assert_array_equal(table["rank_small_is_good"], table["ablation_zero_rank"])
+    assert table["rank_flat"].isna().all()
+    assert table.loc[table["ablation_zero_rank"] == 1, "ablation_zero_var_pct"].item() == pytest.approx(
+        table["ablation_zero_var_pct"].max()
+    )
+    np.testing.assert_array_equal(ranks(np.array([[3.0, 1.0], [3.0, 2.0]])), [[1.5, 4], [1.5, 3]])
+    assert oriented(np.array([1.0]), METHODS["small_is_good"]) == -1
+
+
+def test_head_scores_are_tidy():
+    table = head_scores_table(SCORES, METHODS, INDICES)
+    assert len(table) == 18 and list(table["method"].unique()) == list(SCORES)
+    row = table[(table["method"] == "good") & (table["layer"] == 1) & (table["head"] == 2)].iloc[0]
+    assert row["score"] == pytest.approx(EFFECT[:, 1, 2].mean())
+    assert row["ci_low"] <= row["score"] <= row["ci_high"]
+
+
+def test_methods_say_what_they_cost():
+    methods = {"a": Method("a", lambda *_: None, forwards=lambda s, layers, targets: s.steps * targets, backwards=2)}
+    table = methods_table(methods, MethodSettings(steps=5), 12, 3, {"a": {"seconds": 1.5}}, {"a": 0.01})
+    assert table.loc[0, ["forwards", "backwards", "seconds", "completeness_delta"]].tolist() == [15, 2, 1.5, 0.01]
+    assert np.isnan(table.loc[0, "peak_mb"])
