@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from analysis.artists import CONTROLS
 from analysis.intervals import indicative
-from analysis.plots import CONTROLS
 from analysis.tables import read_table
 
 REFERENCE_FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference"

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import gallery, plots
+from analysis import artists, gallery, method_plots, plots
 from analysis.intervals import interval_over_images
 from analysis.scorecard import Truth
 
@@ -51,7 +51,7 @@ def write_figures(
     made: list[tuple[str, str, Path]] = []
 
     def add(name: str, title: str, caption: str, figure: Figure) -> None:
-        png, _ = plots.save_figure(figure, folder / name)
+        png, _ = artists.save_figure(figure, folder / name)
         plt.close(figure)
         made.append((title, f"{caption} {note}", png))
 
@@ -87,13 +87,13 @@ def write_figures(
             "Which method finds the heads that matter",
             "Rank correlation of each method's scores with the ablation effects. Diamonds: method and truth on "
             "different halves of the pictures, bounded by the truth's own noise (ceiling).",
-            plots.agreement_bars(agreement),
+            method_plots.agreement_bars(agreement),
         )
         add(
             "method_scatter",
             "Methods against ablation, head by head",
             "Score of each method against the effect of removing the head.",
-            plots.method_scatter(scorecard, agreement),
+            method_plots.method_scatter(scorecard, agreement),
         )
     if localization is not None:
         cls = localization[localization["query"] == "cls"]
@@ -127,7 +127,7 @@ def write_figures(
             "pixel_localization",
             "Pixel methods against the chirp",
             "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches.",
-            one(lambda ax: plots.pixel_localization_bars(pixel_localization, ax=ax), (7.0, 3.2)),
+            one(lambda ax: method_plots.pixel_localization_bars(pixel_localization, ax=ax), (7.0, 3.2)),
         )
     if pixel_maps:
         shown = slice(0, min(GALLERY_PICTURES, len(images)))

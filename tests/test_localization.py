@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from functools import cache
 from math import comb
 
 import numpy as np
@@ -24,13 +25,15 @@ def _iou_over_tie_orders(values: list[int], inside: list[bool], selected: int) -
     level = sorted(values, reverse=True)[selected - 1]
     higher = [place for place, value in enumerate(values) if value > level]
     tied = [place for place, value in enumerate(values) if value == level]
-    area, found = sum(inside), []
-    for rest in itertools.combinations(tied, selected - len(higher)):
-        hits = sum(inside[place] for place in (*higher, *rest))
-        found.append(Fraction(hits, selected + area - hits))
-    return float(sum(found) / len(found))
+    area = sum(inside)
+    found = [
+        sum(inside[place] for place in (*higher, *rest))
+        for rest in itertools.combinations(tied, selected - len(higher))
+    ]
+    return float(sum(Fraction(hits * found.count(hits), selected + area - hits) for hits in set(found)) / len(found))
 
 
+@cache
 def _chance_of_iou(num: int, selected: int, area: int) -> float:
     ways = [
         Fraction(comb(area, hit) * comb(num - area, selected - hit), comb(num, selected))

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import Normalize, SymLogNorm, to_rgba
 from matplotlib.figure import Figure
 
-from analysis import plots
+from analysis import artists, method_plots, plots
 
 METHODS = (
     *("gate_ig_out", "gate_ixg_out", "conductance_out", "gate_ig", "layer_conductance", "gate_ixg"),
@@ -260,7 +260,7 @@ def test_limits_follow_the_symmetric_log_scale(tables):
 
 def test_method_scatter_shows_each_method_with_its_agreement(tables):
     card, agreement = tables["scorecard"], tables["agreement"]
-    figure = plots.method_scatter(card, agreement)
+    figure = method_plots.method_scatter(card, agreement)
     panels = [ax for ax in figure.axes if ax.collections and ax.get_title()]
     assert [ax.get_title().splitlines()[0] for ax in panels] == [*METHODS[:-1], "random"]
     assert panels[0].get_title() == "gate_ig_out\nρ = 0.93 [0.82, 1.00]"
@@ -277,7 +277,7 @@ def test_method_scatter_keeps_the_given_methods_and_says_when_one_was_not_compar
     card, agreement = tables["scorecard"].copy(), tables["agreement"]
     card["score_chefer"] = np.nan
     without = agreement[agreement["method"] != "chefer"]
-    figure = plots.method_scatter(card, without, methods=["chefer", "random"], statistic="kendall")
+    figure = method_plots.method_scatter(card, without, methods=["chefer", "random"], statistic="kendall")
     assert figure.axes[0].get_title() == "chefer\nnot compared" and texts(figure.axes[0]) == ["no values"]
     assert figure.axes[1].get_title().startswith("random\nkendall = ")
 
@@ -287,7 +287,7 @@ def test_method_scatter_keeps_the_given_methods_and_says_when_one_was_not_compar
 
 def test_agreement_bars_are_sorted_by_the_first_statistic_in_every_panel(tables):
     shuffled = tables["agreement"].sample(frac=1, random_state=3)
-    figure = plots.agreement_bars(shuffled)
+    figure = method_plots.agreement_bars(shuffled)
     first, second = figure.axes
     rows = tables["agreement"].query("statistic == 'spearman'").sort_values("value", ascending=False)
     names = [label.get_text() for label in first.get_yticklabels()]
@@ -302,7 +302,7 @@ def test_agreement_bars_are_sorted_by_the_first_statistic_in_every_panel(tables)
 
 
 def test_agreement_bars_hatch_the_controls_alone(tables):
-    first = plots.agreement_bars(tables["agreement"], controls=("random", "cls_mass")).axes[0]
+    first = method_plots.agreement_bars(tables["agreement"], controls=("random", "cls_mass")).axes[0]
     names = [label.get_text() for label in first.get_yticklabels()]
     hatched = {name for name, bar in zip(names, first.patches, strict=True) if bar.get_hatch()}
     assert hatched == {"random", "cls_mass"}
@@ -311,13 +311,13 @@ def test_agreement_bars_hatch_the_controls_alone(tables):
 def test_agreement_bars_put_methods_without_a_value_last_and_say_so(tables):
     agreement = tables["agreement"].copy()
     agreement.loc[agreement["method"] == "gate_ig_out", "value"] = np.nan
-    first = plots.agreement_bars(agreement).axes[0]
+    first = method_plots.agreement_bars(agreement).axes[0]
     assert first.get_yticklabels()[-1].get_text() == "gate_ig_out"
     assert texts(first) == ["no value"]
 
 
 def test_agreement_bars_draw_the_statistics_asked_for(tables):
-    figure = plots.agreement_bars(tables["agreement"], statistics={"kendall": "Kendall τ-b"})
+    figure = method_plots.agreement_bars(tables["agreement"], statistics={"kendall": "Kendall τ-b"})
     assert [ax.get_xlabel() for ax in figure.axes] == ["Kendall τ-b"]
 
 
@@ -370,13 +370,13 @@ def test_quadrant_counts_the_heads_it_cannot_place():
 
 
 def test_pixel_localization_bars_show_value_chance_and_ceiling(tables):
-    ax = plots.pixel_localization_bars(tables["pixels"])
+    ax = method_plots.pixel_localization_bars(tables["pixels"])
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["integrated_gradients", "chefer", "saliency", "rollout"]
     assert [bar.get_width() for bar in ax.patches] == [0.12, 0.11, 0.09, 0.04]
     lines = {c.get_label(): {segment[0][0] for segment in c.get_segments()} for c in ax.collections}
     assert lines["chance"] == {0.01} and lines["ceiling"] == {0.17}
-    mass = plots.pixel_localization_bars(tables["pixels"], metric="mass")
+    mass = method_plots.pixel_localization_bars(tables["pixels"], metric="mass")
     assert "ceiling" not in [text.get_text() for text in mass.get_legend().get_texts()]
 
 
@@ -419,15 +419,15 @@ def test_layer_profile_of_a_table_takes_its_numbers():
     ],
 )
 def test_effect_label_names_kind_target_and_unit(column, label):
-    assert plots.effect_label(column) == label
+    assert artists.effect_label(column) == label
 
 
 def test_symmetric_log_scale_needs_a_heavy_tail():
-    assert plots._linear_within([1, 2, 3, -4, np.nan]) is None
-    assert plots._linear_within([]) is None
-    assert plots._linear_within([0.3, 0.4, -0.5, 60.0]) == 0.5
-    assert plots._linear_within([1e-9] * 9 + [100.0]) == 0.1  # at most three decades of log on each side
-    assert plots._symlog_ticks(-2, 30, 0.5) == [-1, 0, 1, 10]
+    assert artists.linear_within([1, 2, 3, -4, np.nan]) is None
+    assert artists.linear_within([]) is None
+    assert artists.linear_within([0.3, 0.4, -0.5, 60.0]) == 0.5
+    assert artists.linear_within([1e-9] * 9 + [100.0]) == 0.1  # at most three decades of log on each side
+    assert artists.symlog_ticks(-2, 30, 0.5) == [-1, 0, 1, 10]
 
 
 # ---- what must never happen ----
@@ -442,13 +442,13 @@ def test_symmetric_log_scale_needs_a_heavy_tail():
         lambda t: plots.head_ranking(pd.concat([t["scorecard"]] * 2)),
         lambda t: plots.iou_heatmaps(t["scorecard"], regions=("frame",)),
         lambda t: plots.iou_heatmaps(t["localization"], query="patch"),
-        lambda t: plots.method_scatter(t["scorecard"], t["agreement"], truth="ablation_mean"),
-        lambda t: plots.method_scatter(t["scorecard"], t["agreement"], methods=["no_such_method"]),
-        lambda t: plots.method_scatter(t["scorecard"][["layer", "head", EFFECT]], t["agreement"]),
-        lambda t: plots.agreement_bars(pd.concat([t["agreement"]] * 2)),
-        lambda t: plots.agreement_bars(t["agreement"].drop(columns="noise_ceiling")),
+        lambda t: method_plots.method_scatter(t["scorecard"], t["agreement"], truth="ablation_mean"),
+        lambda t: method_plots.method_scatter(t["scorecard"], t["agreement"], methods=["no_such_method"]),
+        lambda t: method_plots.method_scatter(t["scorecard"][["layer", "head", EFFECT]], t["agreement"]),
+        lambda t: method_plots.agreement_bars(pd.concat([t["agreement"]] * 2)),
+        lambda t: method_plots.agreement_bars(t["agreement"].drop(columns="noise_ceiling")),
         lambda t: plots.quadrant(t["scorecard"], looks="lift_chirp"),
-        lambda t: plots.pixel_localization_bars(t["pixels"], region="frame"),
+        lambda t: method_plots.pixel_localization_bars(t["pixels"], region="frame"),
         lambda t: plots.layer_profile(np.zeros((3, 2))),
         lambda t: plots.layer_profile(np.full((2, 3, 4), np.nan)),
         lambda t: plots.layer_profile(t["scorecard"]),
@@ -462,7 +462,7 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tables, broken):
 
 def test_the_error_names_what_there_is(tables):
     with pytest.raises(ValueError, match="region='frame', expected one of chirp, text"):
-        plots.pixel_localization_bars(tables["pixels"], region="frame")
+        method_plots.pixel_localization_bars(tables["pixels"], region="frame")
 
 
 def everything(tables) -> list[Figure]:
@@ -471,11 +471,11 @@ def everything(tables) -> list[Figure]:
     axes = [
         plots.effect_heatmap(card),
         plots.quadrant(card),
-        plots.pixel_localization_bars(tables["pixels"]),
+        method_plots.pixel_localization_bars(tables["pixels"]),
         plots.layer_profile(np.nan_to_num(effects)),
     ]
-    figures = [plots.iou_heatmaps(card), plots.head_ranking(card), plots.agreement_bars(agreement)]
-    return [*(ax.figure for ax in axes), *figures, plots.method_scatter(card, agreement)]
+    figures = [plots.iou_heatmaps(card), plots.head_ranking(card), method_plots.agreement_bars(agreement)]
+    return [*(ax.figure for ax in axes), *figures, method_plots.method_scatter(card, agreement)]
 
 
 @pytest.mark.filterwarnings("error")
@@ -507,8 +507,8 @@ def test_no_figure_changes_its_table(tables):
 def test_save_figure_writes_the_same_bytes_twice_without_a_date(tmp_path, tables):
     written = []
     for name in ("one", "two"):
-        figure = plots.agreement_bars(tables["agreement"])
-        png, svg = plots.save_figure(figure, tmp_path / name)
+        figure = method_plots.agreement_bars(tables["agreement"])
+        png, svg = artists.save_figure(figure, tmp_path / name)
         assert (png, svg) == (tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
         written.append((png.read_bytes(), svg.read_bytes()))
     assert written[0] == written[1]
@@ -520,5 +520,5 @@ def test_save_figure_writes_the_same_bytes_twice_without_a_date(tmp_path, tables
 
 
 def test_save_figure_keeps_dots_in_the_name(tmp_path):
-    png, _ = plots.save_figure(Figure((1, 1)), tmp_path / "step.16")
+    png, _ = artists.save_figure(Figure((1, 1)), tmp_path / "step.16")
     assert png.name == "step.16.png"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.plots import save_figure
+from analysis.artists import save_figure
 from analysis.report import flatten_manifest, format_cell, write_atomically, write_report
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}

@@ -1,0 +1,281 @@
+"""Drawing primitives of the figures: axes, scales, cells, labels that do not overlap, and files.
+
+Takes axes and plain values; draws on them. `save_figure` alone writes. Knows no figure.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.report import write_atomically
+
+EFFECT = "ablation_zero_var_pct"
+CONTROLS = ("random", "layer_index")
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+GREY = "0.62"
+CORNERS = {
+    (0, 1): "helps, looks elsewhere",
+    (1, 1): "looks there, helps",
+    (0, 0): "neither",
+    (1, 0): "looks there, does not help",
+}
+CEILING = "noise ceiling of different pictures"
+PLAIN = FuncFormatter(lambda value, _: true_minus(f"{value:g}"))
+UNITS = {"var_pct": "% of the label variance", "mse_pct": "% of the intact MSE", "s2": "s²", "hz2": "Hz²"}
+
+
+def save_figure(figure: Figure, path_stem: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write `<path_stem>.png` (150 dots per inch) and `.svg`, each whole or not at all; give both paths.
+
+    Same figure, same library versions, same bytes: no dates, and ids inside the SVG come from a fixed salt.
+    """
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "analysis", "svg.fonttype": "path"}):
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        paths.append(write_atomically(f"{os.fspath(path_stem)}.{kind}", buffer.getvalue()))
+    return paths[0], paths[1]
+
+
+def effect_label(column: str) -> str:
+    """Axis label of an effect column `ablation_<kind>_[<target>_]<unit>`; any other name is its own label."""
+    match = re.fullmatch(r"ablation_([a-z]+)_(?:(\w+)_)?(var_pct|mse_pct|s2|hz2)", column)
+    if match is None:
+        return column
+    kind, target, unit = match.groups()
+    return f"effect of {kind} ablation" + (f" on {target}" if target else "") + f"\n({UNITS[unit]})"
+
+
+def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """`ax`, or the axes of a new figure (inches), made without pyplot: no global state, no window."""
+    return Figure((width, height), layout="constrained").add_subplot() if ax is None else ax
+
+
+def tiles(count: int, most: int) -> tuple[int, int]:
+    """Rows and columns for this many panels, at most `most` a row, with few places left empty."""
+    rows = -(-count // most)
+    return rows, -(-count // rows)
+
+
+def figure_of(ax: Axes) -> Figure:
+    return cast(Figure, ax.get_figure(root=True))
+
+
+def dress(ax: Axes, xlabel: str | None, ylabel: str | None, title: str) -> None:
+    """Titles and labels in one size; None keeps a label that is there."""
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel(ax.get_xlabel() if xlabel is None else xlabel, fontsize=9)
+    ax.set_ylabel(ax.get_ylabel() if ylabel is None else ylabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+
+
+def true_minus(number: str) -> str:
+    """A formatted number with a true minus sign, and none before a zero."""
+    return number.lstrip("-") if not number.strip("-0.") else number.replace("-", "−")
+
+
+def head_name(layer: Any, head: Any) -> str:
+    return f"L{int(layer)}H{int(head)}"
+
+
+def require_columns(frame: pd.DataFrame, columns: Iterable[str], table: str) -> None:
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise ValueError(f"{table}: missing column(s) {', '.join(absent)}")
+    if frame.empty:
+        raise ValueError(f"{table}: no rows")
+
+
+def rows_where(frame: pd.DataFrame, table: str, **chosen: str) -> pd.DataFrame:
+    """Rows of a tidy table where every named column has the given value; an error lists what there is."""
+    require_columns(frame, chosen, table)
+    for column, value in chosen.items():
+        present = sorted(map(str, frame[column].unique()))
+        frame = frame[frame[column] == value]
+        if frame.empty:
+            raise ValueError(f"{table}: no rows with {column}={value!r}, expected one of {', '.join(present)}")
+    return frame
+
+
+def rows_by_method(frame: pd.DataFrame, table: str, **chosen: str) -> pd.DataFrame:
+    """`rows_where`, one for each method, with the method as the index."""
+    rows = rows_where(frame, table, **chosen)
+    require_columns(rows, ("method",), table)
+    if rows["method"].duplicated().any():
+        raise ValueError(f"{table}: more than one row for a method with {chosen}, expected one")
+    return rows.set_index("method")
+
+
+def require_heads(frame: pd.DataFrame, *columns: str, table: str = "head_scorecard") -> None:
+    require_columns(frame, ("layer", "head", *columns), table)
+    if frame.duplicated(["layer", "head"]).any():
+        raise ValueError(f"{table}: more than one row for a head, expected one value of {columns[0]} each")
+
+
+def column_of(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """The column as floats, NaN where the table does not have it."""
+    return frame[name].to_numpy(float) if name in frame else np.full(len(frame), np.nan)
+
+
+def head_grid(frame: pd.DataFrame, column: str, table: str = "head_scorecard") -> NDArray[np.float64]:
+    """A column of a table with one row per head as `[layer head]`, NaN where a head has no row."""
+    require_heads(frame, column, table=table)
+    layer, head = frame["layer"].to_numpy(int), frame["head"].to_numpy(int)
+    grid = np.full((layer.max() + 1, head.max() + 1), np.nan)
+    grid[layer, head] = frame[column].to_numpy(float)
+    return grid
+
+
+def draw_cells(
+    ax: Axes, grid: NDArray[np.float64], norm: Normalize, cmap: str, text: Callable[[float], str], size: float
+) -> AxesImage:
+    """A `[layer head]` heat map with a number in each cell, "–" where there is none, grey below the scale."""
+    colours = matplotlib.colormaps[cmap].with_extremes(bad="white", under="0.88")
+    image = ax.imshow(np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
+    for (layer, head), value in np.ndenumerate(grid):
+        label = true_minus(text(value)) if np.isfinite(value) else "–"
+        ax.text(head, layer, label, ha="center", va="center", fontsize=size, color=ink_on(image, value))
+    ax.xaxis.set_major_locator(FixedLocator(range(grid.shape[1])))
+    ax.yaxis.set_major_locator(FixedLocator(range(grid.shape[0])))
+    return image
+
+
+def ink_on(image: ScalarMappable, value: float) -> str:
+    """Black or white, whichever reads better on the colour of this value (relative luminance, WCAG 2)."""
+    red, green, blue, _ = image.to_rgba(np.ma.masked_invalid([value]))[0]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.18 else "white"
+
+
+def largest_size(values: NDArray[np.float64]) -> float:
+    """Largest finite |value|, so that no colour is clipped; 1 where there is none."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+
+
+def linear_within(values: ArrayLike) -> float | None:
+    """Half-width of the linear part of a symmetric-log scale (near the median); None: linear throughout."""
+    size = np.abs(np.asarray(values, dtype=np.float64))
+    size = size[np.isfinite(size) & (size > 0)]
+    if size.size < 4 or size.max() <= 10 * (middle := max(np.median(size), size.max() / 1000)):
+        return None
+    power = 10.0 ** np.floor(np.log10(middle))
+    return float(power * min((1, 2, 5, 10), key=lambda digit: abs(np.log(digit * power / middle))))
+
+
+def symlog_ticks(low: float, high: float, linear: float) -> list[float]:
+    """0 and ± powers of ten from the linear part outwards, within the limits."""
+    powers = 10.0 ** np.arange(np.ceil(np.log10(linear)), np.floor(np.log10(max(-low, high, linear))) + 1)
+    return [float(v) for v in (*-powers[::-1], 0.0, *powers) if v == 0 or low <= v <= high]
+
+
+def effect_scale(ax: Axes, axis: str, values: ArrayLike, label: str, linear: float | None = None) -> None:
+    """Label an axis; where values are heavy-tailed or `linear` is given, make it symmetric-log and say so."""
+    linear, along = linear or linear_within(values), ax.xaxis if axis == "x" else ax.yaxis
+    if linear is not None:
+        getattr(ax, f"set_{axis}scale")("symlog", linthresh=linear, linscale=0.6)
+        ax.autoscale_view(scalex=axis == "x", scaley=axis == "y")  # limits may date from the linear scale
+        finite = np.asarray(values, dtype=np.float64)
+        finite = finite[np.isfinite(finite)]
+        along.set_major_locator(FixedLocator(symlog_ticks(1.5 * finite.min(), 1.5 * finite.max(), linear)))
+        along.set_minor_locator(NullLocator())
+        label = f"{label[:-1]}, symmetric log)" if label.endswith(")") else f"{label} (symmetric log)"
+        along.set_major_formatter(PLAIN)
+    along.set_label_text(label)
+
+
+def depth_colours(layers: pd.Series) -> dict[str, Any]:
+    """Colour of a point by its layer: arguments for `scatter`."""
+    count = int(layers.max()) + 1
+    colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.93, count)))
+    return {"cmap": colours, "norm": BoundaryNorm(np.arange(count + 1) - 0.5, count)}
+
+
+def shared_legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
+    """One legend below all panels, with the artists of `ax` that bear these names, in this order."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
+
+
+def depth_bar(figure: Figure, axes: Any, depth: Mapping[str, Any]) -> None:
+    bar = figure.colorbar(ScalarMappable(depth["norm"], depth["cmap"]), ax=axes, pad=0.02, aspect=35)
+    count = depth["norm"].Ncmap
+    bar.ax.yaxis.set_major_locator(FixedLocator(range(0, count, -(-count // 16))))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.set_label("layer", fontsize=9)
+
+
+def bootstrap_layers(effects: NDArray[np.float64], resamples: int) -> pd.DataFrame:
+    per_image = effects.mean(axis=2)  # [image layer]
+    images = len(per_image)
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=resamples) / images
+    low, high = np.quantile(weights @ per_image, (0.025, 0.975), axis=0)
+    mean = per_image.mean(axis=0)
+    return pd.DataFrame({"layer": np.arange(len(mean)), "mean": mean, "ci_low": low, "ci_high": high})
+
+
+def label_points(ax: Axes, points: NDArray[np.float64], names: Sequence[str], count: int) -> None:
+    """Name the `count` points farthest from the median (up or across, in turns), clear of points and labels.
+
+    Greedy: the nearest free place in rings of 16 directions; a name that finds no place is left out.
+    """
+    figure = figure_of(ax)
+    figure.draw_without_rendering()  # settles the layout, so that pixels are final
+    pixels, frame = ax.transData.transform(points), ax.get_window_extent()
+    scale = figure.dpi / 72
+    outwards = np.argsort(-np.abs(points - np.median(points, axis=0)), axis=0, kind="stable")[:, ::-1]  # effect first
+    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in pixels]
+    angles = np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 14, 10, 1, 15, 7, 9, 3, 5, 13, 11])
+    for index in list(dict.fromkeys(outwards.ravel().tolist()))[:count]:
+        width, height = (5.2 * len(names[index]) * scale, 9 * scale)
+        for radius, angle in ((radius, angle) for radius in (4, 12, 22, 34) for angle in angles):
+            dx, dy = np.cos(angle) * (radius * scale + width / 2), np.sin(angle) * (radius * scale + height)
+            x, y = pixels[index] + (dx, dy)
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            inside = frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] and box[3] < frame.y1
+            if inside and not any(boxes_overlap(box, other) for other in taken):
+                taken.append(box)
+                line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 3}
+                ax.annotate(
+                    names[index],
+                    tuple(points[index]),
+                    xytext=(dx / scale, dy / scale),
+                    fontsize=7.5,
+                    textcoords="offset points",
+                    ha="center",
+                    va="center",
+                    zorder=5,
+                    arrowprops=line if radius > 4 else None,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],
+                )
+                break
+
+
+def boxes_overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,217 @@
+"""Figures that compare methods: scores against the truth, agreement, pixel maps against masks.
+
+Takes the tidy tables of a run; gives an `Axes` for one panel, a `Figure` for several. The conventions are those of
+`analysis.plots`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.artists import (
+    CEILING,
+    CONTROLS,
+    EFFECT,
+    OKABE_ITO,
+    depth_bar,
+    depth_colours,
+    dress,
+    effect_label,
+    effect_scale,
+    new_axes,
+    require_columns,
+    require_heads,
+    rows_by_method,
+    shared_legend,
+    tiles,
+    true_minus,
+)
+
+
+def method_scatter(
+    scorecard: pd.DataFrame,
+    agreement: pd.DataFrame,
+    *,
+    effect: str = EFFECT,
+    methods: Sequence[str] | None = None,
+    truth: str = "ablation_zero",
+    estimator: str = "mean",
+    statistic: str = "spearman",
+) -> Figure:
+    """Score of each method against the effect of removing the head: a panel per method, a point per head.
+
+    `methods` defaults to every `score_<method>` column, best agreement first. The title of a panel is the row
+    of the agreement table with this `truth`, `estimator` and `statistic`.
+    """
+    require_heads(scorecard, effect)
+    rows = rows_by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=statistic)
+    require_columns(rows, ("value", "ci_low", "ci_high"), "agreement")
+    known = rows["value"].astype(float).dropna().to_dict()
+    if methods is None:
+        found = [name.removeprefix("score_") for name in map(str, scorecard.columns) if name.startswith("score_")]
+        methods = sorted(found, key=lambda name: -known.get(name, -2.0))
+    require_columns(scorecard, [f"score_{name}" for name in methods] or ["score_<method>"], "head_scorecard")
+    num_rows, num_cols = tiles(len(methods), 4)
+    figure = Figure((0.9 + 2.5 * num_cols, 0.5 + 2.35 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, num_cols, squeeze=False, sharey=True).ravel()
+    depth = depth_colours(scorecard["layer"])
+    for panel, name in zip(panels, methods, strict=False):
+        panel.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        panel.scatter(
+            scorecard[f"score_{name}"],
+            scorecard[effect],
+            c=scorecard["layer"],
+            s=20,
+            edgecolors="white",
+            linewidths=0.3,
+            **depth,
+        )
+        if scorecard[f"score_{name}"].isna().all():
+            panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", fontsize=8, color="0.4")
+        effect_scale(panel, "x", scorecard[f"score_{name}"], "score")
+        if panel.get_xscale() == "linear":
+            panel.xaxis.set_major_locator(MaxNLocator(3))
+        symbol, text = ("ρ" if statistic.startswith("spearman") else statistic), "not compared"
+        if name in known:
+            row = rows.loc[name, ["value", "ci_low", "ci_high"]].astype(float)
+            value, low, high = (true_minus(f"{number:.2f}") for number in row)
+            text = f"{symbol} = {value} [{low}, {high}]"
+        dress(panel, None, "", f"{name}\n{text}")
+        panel.tick_params(labelsize=7)
+    effect_scale(panels[0], "y", scorecard[effect], effect_label(effect))
+    label = panels[0].get_ylabel()
+    panels[0].set_ylabel("")
+    for panel in panels[len(methods) :]:
+        panel.remove()
+    figure.supylabel(label.replace("\n", " "), fontsize=9)
+    depth_bar(figure, list(panels[: len(methods)]), depth)
+    return figure
+
+
+def agreement_bars(
+    agreement: pd.DataFrame,
+    *,
+    truth: str = "ablation_zero",
+    estimator: str = "mean",
+    statistics: Mapping[str, str] | None = None,
+    controls: Iterable[str] = CONTROLS,
+) -> Figure:
+    """Agreement of each method with the truth: a panel per statistic, methods sorted by the first of them.
+
+    `statistics` maps names in the table to panel titles (default: Spearman, and Spearman within layers where
+    the table has it). Diamonds are `value_cross` (method and truth on different pictures), whose bound is the
+    dashed noise ceiling. Controls are grey and hatched.
+    """
+    if statistics is None:
+        statistics = {"spearman": "Spearman ρ, all heads"}
+        if "statistic" in agreement and "spearman_within_layers" in set(agreement["statistic"]):
+            statistics["spearman_within_layers"] = "Spearman ρ within layers"
+    tables = [
+        rows_by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=name) for name in statistics
+    ]
+    for table in tables:
+        require_columns(table, ("value", "ci_low", "ci_high", "value_cross", "noise_ceiling"), "agreement")
+    order = list(tables[0].sort_values("value", ascending=False, kind="stable", na_position="last").index)
+    figure = Figure((1.9 + 3.6 * len(tables), 1.3 + 0.28 * len(order)), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    place, grey = np.arange(len(order)), set(controls)
+    for panel, table, title in zip(panels, tables, statistics.values(), strict=True):
+        table = table.reindex(order)
+        value, low, high = (table[name].to_numpy(float) for name in ("value", "ci_low", "ci_high"))
+        bars = panel.barh(place, value, height=0.62, color=OKABE_ITO[4], zorder=2, label="same pictures")
+        for name, bar in zip(order, bars, strict=True):
+            if name in grey:
+                bar.set(facecolor="0.85", edgecolor="0.45", hatch="////", linewidth=0.5)
+        panel.hlines(place, low, high, colors="black", linewidth=1.1, zorder=3, label="interval")
+        panel.scatter(
+            table["value_cross"],
+            place,
+            marker="D",
+            s=24,
+            facecolors="white",
+            edgecolors="black",
+            zorder=4,
+            label="different pictures",
+        )
+        ceiling = table["noise_ceiling"].to_numpy(float)
+        panel.vlines(
+            ceiling,
+            place - 0.5,
+            place + 0.5,
+            colors=OKABE_ITO[5],
+            linestyles="dashed",
+            linewidth=1.4,
+            zorder=3,
+            label=CEILING,
+        )
+        for at in place[~np.isfinite(value)]:
+            panel.text(0.01, at, "no value", va="center", fontsize=7, color="0.4")
+        panel.axvline(0, color="black", linewidth=0.8, zorder=3)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
+        panel.set_xlim(min(-0.05, np.nanmin([0.0, *low, *value]) - 0.03), 1.02)
+        dress(panel, title, "", "")
+    panels[0].set_yticks(place, order)
+    panels[0].set_ylim(len(order) - 0.4, -0.6)
+    shared_legend(figure, panels[0], ("same pictures", "interval", "different pictures", CEILING))
+    return figure
+
+
+def pixel_localization_bars(
+    pixel_localization: pd.DataFrame, *, ax: Axes | None = None, region: str = "chirp", metric: str = "iou"
+) -> Axes:
+    """One metric of each pixel method on one region, best first, with chance and (if it has one) ceiling."""
+    rows = rows_by_method(pixel_localization, "pixel_localization", region=region, metric=metric)
+    require_columns(rows, ("value", "chance", "ci_low", "ci_high", "ceiling"), "pixel_localization")
+    rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last")
+    ax = new_axes(ax, 6.4, 1.4 + 0.34 * len(rows))
+    place = np.arange(len(rows))
+    ax.barh(place, rows["value"], height=0.6, color=OKABE_ITO[0], zorder=2, label=metric)
+    ax.hlines(place, rows["ci_low"], rows["ci_high"], colors="black", linewidth=1.2, zorder=3, label="interval")
+    for column, colour, dashes in (("chance", "0.35", (1, 1.5)), ("ceiling", OKABE_ITO[5], (4, 2))):
+        if rows[column].notna().any():
+            ax.vlines(
+                rows[column],
+                place - 0.42,
+                place + 0.42,
+                colors=colour,
+                linestyles=(0, dashes),
+                linewidth=1.8,
+                zorder=4,
+                label=column,
+            )
+    for at in place[rows["value"].isna()]:
+        ax.annotate(
+            "no value",
+            (0, at),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color="0.4",
+            zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
+    ax.set_yticks(place, rows.index)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlim(left=min(0.0, np.nanmin([0.0, *rows["ci_low"], *rows["value"]])))
+    ax.grid(axis="x", color="0.92")
+    ax.set_axisbelow(True)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    names = [name for name in (metric, "interval", "chance", "ceiling") if name in handles]
+    ax.legend(
+        [handles[name] for name in names],
+        names,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        fontsize=8,
+        frameon=False,
+    )
+    dress(ax, f"{metric} with {region}", None, f"Pixel methods: {metric} with {region}")
+    return ax
