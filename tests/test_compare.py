@@ -116,7 +116,8 @@ def test_a_folder_gives_the_numbers_of_the_synthesizer(run, chirp_folder, tmp_pa
 
 def test_listing_and_dry_run(capsys, tmp_path):
     assert main(["--list-methods"]) == 0
-    assert all(name in capsys.readouterr().out for name in METHODS)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in METHODS) and "Left out" in listed
     assert main([*SMALL, "--dry-run", "--output-dir", str(tmp_path / "none")]) == 0
     assert "ablation_zero" in capsys.readouterr().out and not (tmp_path / "none").exists()
 
@@ -208,7 +209,7 @@ def test_explain_refuses_unfinished_models(tmp_path):
         "default", 2, seed=0, image_size=224, patch_size=14, target_names=opened.model.config.target_names
     )
     opened.model.train()
-    with pytest.raises(ValueError, match="train"):
+    with pytest.raises(ValueError, match="eval"):
         explain(opened, pictures, CompareSettings(num_pictures=2), tmp_path, lambda *_: None)
 
 
