@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "num_pictures": "pictures to explain (default: 16)",
         "steps": "steps of path methods over heads (default: 16)",
         "pixel_steps": "steps of path methods over pixels (default: 8)",
-        "batch_size": "pictures in one pass (default: 32)",
+        "batch_size": "pictures in one pass (default: 16)",
         "bootstrap_replicates": "resamples behind every interval (default: 2000)",
         "num_permutations": "permutations behind every p value (default: 9999)",
         "device": "cpu (default), cuda, cuda:1",

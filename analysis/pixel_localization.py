@@ -20,7 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.intervals import bootstrap_interval, index_counts, weighted_mean
-from analysis.localization import adjusted_for_chance, chance_per_picture, locate, per_picture, rank_maps
+from analysis.localization import adjusted_for_chance, chance_per_picture, per_picture
+from analysis.ranked_maps import locate, rank_maps
 
 Floats = NDArray[np.float64]
 

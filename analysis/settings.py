@@ -32,7 +32,7 @@ class CompareSettings:
     num_pictures: int = 16
     steps: int = 16
     pixel_steps: int = 8
-    batch_size: int = 32
+    batch_size: int = 16
     bootstrap_replicates: int = 2000
     num_permutations: int = 9999
     device: str = "cpu"
