@@ -6,21 +6,25 @@ follow without a model. Every finished piece is stored and reused (:mod:`analysi
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
+import attribution
 from analysis.models import OpenedModel
 from analysis.pictures import Pictures
 from analysis.report import write_atomically
@@ -151,7 +155,14 @@ def explain(
     """Compute or reuse everything; ``on_progress(stage, cost done)`` counts in forward passes of one picture."""
     model, batch = opened.model, make_batch(opened, pictures)
     dials = method_settings(settings)
-    identity = {"model": opened.sha256, "pictures": pictures.sha256, "device": settings.device}
+    identity = {
+        "model": opened.sha256,
+        "config": asdict(model.config),
+        "pictures": pictures.sha256,
+        "device": settings.device,
+        "batch_size": settings.batch_size,
+        "software": _software(),
+    }
     store = ScoreFolder(folder, identity, len(batch))
     costs = {stage.name: stage.forwards for stage in plan(opened, settings)}
     timings = _Timings(folder / "timings.json")
@@ -191,7 +202,7 @@ def explain(
     scores: dict[str, Floats] = {}
     completeness: dict[str, float] = {}
     for name in chosen_methods(settings.methods):
-        parameters = {"steps": dials.steps, "seed": dials.seed}
+        parameters = {"steps": dials.steps, "seed": dials.seed, "method": _source(METHODS[name])}
         if name == "gate_ig":
             found = scored(name, parameters, partial(_gate_ig, opened, dials))
             completeness[name] = float(np.median(np.abs(found["delta"]) / np.abs(found["difference"])))
@@ -205,10 +216,14 @@ def explain(
             found = run_pixel_method(name, model, part, dials)
             if found.shape[-1] != layout.num_cols:
                 found = to_patch_grid(found, layout)
+            empty = torch.nonzero(found.amax(dim=(1, 2)) == 0)
+            if len(empty):
+                raise ValueError(f"pixel method {name}: picture {int(part.indices[empty[0, 0]])}: every number is zero")
             # Stored as float16: scaled to a maximum of 1, since localization knows no scale.
             return {"maps": (found / found.amax(dim=(1, 2), keepdim=True)).numpy().astype(np.float16)}
 
-        found = scored(f"pixel_{name}", {"pixel_steps": dials.pixel_steps}, pixels_of)
+        parameters = {"pixel_steps": dials.pixel_steps, "seed": dials.seed, "method": _source(PIXEL_METHODS[name])}
+        found = scored(f"pixel_{name}", parameters, pixels_of)
         pixel_maps[name] = found["maps"].astype(np.float64)
     timings.save()
     return Explained(
@@ -225,6 +240,22 @@ def explain(
         timings=timings.seconds,
         completeness=completeness,
     )
+
+
+def _software() -> dict[str, str]:
+    """What computes the scores: versions of the libraries, and a hash of this project's own methods."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(attribution.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return {"attribution": digest.hexdigest(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _source(method: Method) -> str:
+    """The source of a method's function, so that another function under the same name is another method."""
+    try:
+        return inspect.getsource(method.function)
+    except (OSError, TypeError):
+        return repr(method.function)
 
 
 def _scores_of(name: str, opened: OpenedModel, dials: MethodSettings, part: Batch) -> Arrays:

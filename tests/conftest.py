@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
 
 import numpy as np
 import pytest
