@@ -6,8 +6,10 @@ Takes the tables of a run and of the committed reference run; gives lines of tex
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +25,12 @@ EFFECT = "ablation_zero_var_pct"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Scorecard and agreement of the reference run, and the weights it was made with."""
+    """Scorecard and agreement of the reference run, and the weights and pictures it was made with."""
 
     scorecard: pd.DataFrame
     agreement: pd.DataFrame
     weights_sha256: str
+    data: dict[str, Any]
 
 
 def read_reference(folder: Path = REFERENCE_FOLDER) -> Reference | None:
@@ -35,8 +38,11 @@ def read_reference(folder: Path = REFERENCE_FOLDER) -> Reference | None:
     paths = [folder / name for name in ("head_scorecard.csv", "agreement.csv", "manifest.json")]
     if not all(path.exists() for path in paths):
         return None
-    record = json.loads(paths[2].read_text(encoding="utf-8"))
-    return Reference(read_table(paths[0]), read_table(paths[1]), record["model"]["weights_sha256"])
+    try:
+        record = json.loads(paths[2].read_text(encoding="utf-8"))
+        return Reference(read_table(paths[0]), read_table(paths[1]), record["model"]["weights_sha256"], record["data"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{paths[2]}: expected the manifest of a run ({error!r})") from error
 
 
 def method_ranking(agreement: pd.DataFrame, statistic: str = "spearman") -> pd.DataFrame:
@@ -69,9 +75,17 @@ def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> lis
 
 
 def compare_with_reference(
-    scorecard: pd.DataFrame, agreement: pd.DataFrame | None, reference: Reference | None, weights_sha256: str
+    scorecard: pd.DataFrame,
+    agreement: pd.DataFrame | None,
+    reference: Reference | None,
+    weights_sha256: str,
+    data: Mapping[str, Any],
 ) -> list[str]:
-    """Whether these pictures agree with the committed reference run of the same model."""
+    """Whether these pictures agree with the committed reference run of the same model.
+
+    ``data`` is the identity of the pictures: other pictures than the reference's kind are named as such, and pictures
+    that are among the reference's own too, since they agree with it in part by being the same.
+    """
     caution = indicative(int(scorecard["n"].iloc[0]))
     if reference is None:
         return [f"No reference run to compare with. {caution}".strip()]
@@ -85,8 +99,12 @@ def compare_with_reference(
     top = lambda table: set(table.nlargest(10, EFFECT)[["layer", "head"]].itertuples(index=False, name=None))  # noqa: E731
     shared = len(top(scorecard) & top(reference.scorecard))
     verdict = "agree" if np.isfinite(rho) and rho >= 0.7 else "do not agree well"
+    kinds = [
+        {key: found.get(key) for key in ("preset", "seed", "version", "folder")} for found in (data, reference.data)
+    ]
+    which = "These pictures, which are among its own," if kinds[0] == kinds[1] else "These pictures, of another kind,"
     lines.append(
-        f"These pictures {verdict} with it: Spearman {rho:.2f} over heads, {shared} of the 10 top heads shared."
+        f"{which} {verdict} with it: Spearman {rho:.2f} over heads, {shared} of the 10 top heads shared."
         + (f" {caution[0].upper()}{caution[1:]}." if caution else "")
     )
     return lines

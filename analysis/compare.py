@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.answer import compare_with_reference, describe_run, read_reference
+from analysis.answer import REFERENCE_FOLDER, compare_with_reference, describe_run, read_reference
 from analysis.explain import (
     Explained,
     Stage,
@@ -39,7 +39,7 @@ from analysis.manifest import manifest
 from analysis.models import OpenedModel, open_model
 from analysis.pictures import Pictures, open_pictures
 from analysis.report import write_atomically, write_report
-from analysis.run_tables import run_tables
+from analysis.run_tables import TABLES, run_tables
 from analysis.settings import CompareSettings, read_settings, with_overrides
 from analysis.tables import write_table
 from attribution.methods import describe
@@ -107,6 +107,17 @@ def prepare_folder(folder: Path) -> None:
         raise PermissionError(f"{folder}: no permission to write")
 
 
+def remove_results(folder: Path) -> None:
+    """Take out the results of an earlier run (never its scores), so that none stands beside results it does not match.
+
+    ``manifest.json`` goes first and comes back last: a folder without it is not finished.
+    """
+    names = ["manifest.json", "report.html", *(f"{name}.csv" for name in TABLES)]
+    figures = [path for kind in ("png", "svg") for path in sorted((folder / "figures").glob(f"*.{kind}"))]
+    for path in (*(folder / name for name in names), *figures):
+        path.unlink(missing_ok=True)
+
+
 def run(settings: CompareSettings, *, dry_run: bool = False) -> list[str]:
     """Do a comparison; returns the lines of the short answer. Raises ValueError or OSError for bad input."""
     chosen_methods(settings.methods)
@@ -146,16 +157,19 @@ def write_results(
 ) -> list[str]:
     """Tables, figures, report and manifest from per-picture scores; returns the lines of the short answer."""
     count = len(pictures.images)
+    is_reference = folder.resolve() == REFERENCE_FOLDER
+    reference = None if is_reference or opened.is_control else read_reference()
     indices = bootstrap_indices(count, settings.bootstrap_replicates, seed=settings.seed)
     tables = run_tables(settings, opened, pictures, explained, indices)
+    remove_results(folder)
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
     answer = describe_run(scorecard, agreement)
     caution = indicative(count)
     warnings = [CONTROL_WARNING] if opened.is_control else []
-    if not opened.is_control:
-        answer += compare_with_reference(scorecard, agreement, read_reference(), opened.sha256)
+    if not opened.is_control and not is_reference:
+        answer += compare_with_reference(scorecard, agreement, reference, opened.sha256, pictures.identity)
     if caution:
         warnings.append(
             f"{caution[0].upper()}{caution[1:]}: intervals are too narrow at this number and ranks unstable."
@@ -184,7 +198,6 @@ def write_results(
         done=count,
         total=count,
     )
-    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
     effect = "ablation_zero_var_pct"
     write_report(
         folder / "report.html",
@@ -201,10 +214,12 @@ def write_results(
                 if agreement is not None
                 else []
             ),
-            ("Methods", "What each method is and what it cost; methods.csv.", tables["methods"]),
+            ("Methods", "What each method is; what it took in seconds and memory stands in methods.csv.",
+             tables["methods"].drop(columns=["seconds", "peak_mb"])),
         ],
         manifest=record,
     )  # fmt: skip
+    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
     return [*warnings, *answer, f"All of it: {folder / 'report.html'}"]
 
 

@@ -281,7 +281,9 @@ class _Timings:
     def measured(self, name: str) -> _Measured:
         if name not in self._fresh:
             self._fresh.add(name)
-            self.seconds[name] = {"seconds": 0.0, "peak_mb": 0.0}
+            # Pieces that a killed run has finished keep their seconds.
+            if name not in self.seconds or not any((self.path.parent / f"{name}.parts").glob("*.safetensors")):
+                self.seconds[name] = {"seconds": 0.0, "peak_mb": 0.0}
         return _Measured(self, name)
 
     def add(self, name: str, seconds: float) -> None:

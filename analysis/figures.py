@@ -95,7 +95,7 @@ def write_figures(
             "Score of each method against the effect of removing the head.",
             method_plots.method_scatter(scorecard, agreement),
         )
-    if localization is not None:
+    if localization is not None and scorecard["iou_chirp"].notna().any():
         cls = localization[localization["query"] == "cls"]
         add(
             "iou_regions",
@@ -119,7 +119,8 @@ def write_figures(
         add(
             "attention_gallery",
             "The heads that look at each region most",
-            "CLS attention over pictures that contain the region, for the heads with the highest adjusted IoU.",
+            "CLS attention over pictures that contain the region, for the heads with the highest adjusted IoU (in "
+            "brackets: its mean over all pictures, not that of the one shown).",
             _attention_gallery(scorecard, images, maps, masks),
         )
     if pixel_localization is not None and pixel_maps:
@@ -169,7 +170,7 @@ def _attention_gallery(
             layer, number = int(head["layer"]), int(head["head"])
             panels.append(images[picture])
             overlays.append(maps[picture, layer, number])
-            titles.append(f"L{layer}H{number}, IoU {head[column]:.2f}, picture {picture}")
+            titles.append(f"L{layer}H{number} (mean {head[column]:.2f})")
             rows.append(region)
             if masks is not None:
                 outlines.append(masks[region][picture])

@@ -21,6 +21,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
+SOURCES = ("analysis", "attribution", "data_synth")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, FreeType and the packages that results can depend on."""
     found = {"python": platform.python_version()}
@@ -39,7 +42,7 @@ def git_state() -> dict[str, Any]:
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            ["git", "status", "--porcelain", "--", *SOURCES],
             cwd=root,
             capture_output=True,
             text=True,

@@ -7,17 +7,22 @@ that path methods start from. Knows no model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.ft2font
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+import data_synth
 from analysis.report import write_atomically
 from attribution.datasets import open_dataset, read_labels
 from attribution.packaged import cache_folder
@@ -125,18 +130,24 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> Pictures:
 
 def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
     """Mean of the reference pictures (training pictures 0 to 511), [row col 3]; computed once, then cached."""
-    key = json.dumps(
-        {"version": SYNTHESIZER_VERSION, "count": NUM_REFERENCE_PICTURES, **asdict(config)}, sort_keys=True
-    )
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(data_synth.__file__).parent.glob("*.py"))))
+    drawn_by = [code.hexdigest(), matplotlib.__version__, str(matplotlib.ft2font.__freetype_version__)]
+    key = json.dumps([NUM_REFERENCE_PICTURES, drawn_by, asdict(config)], sort_keys=True)
     path = cache_folder() / f"reference-mean-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if path.exists():
-        return load_file(path)["sum"] / NUM_REFERENCE_PICTURES
+    shape = (config.image_size, config.image_size, 3)
+    try:
+        total = load_file(path)["sum"]
+        if total.shape == shape and np.isfinite(total).all():
+            return total / NUM_REFERENCE_PICTURES
+    except (FileNotFoundError, SafetensorError, KeyError):
+        pass  # not there, or not whole: computed anew
     dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config)
-    total = np.zeros((config.image_size, config.image_size, 3))
+    total = np.zeros(shape)
     for index in range(NUM_REFERENCE_PICTURES):
         total += dataset.image(index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save({"sum": total}))
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({"sum": total}))
     return total / NUM_REFERENCE_PICTURES
 
 

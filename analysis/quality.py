@@ -3,7 +3,7 @@
 examples:
   python -m analysis.quality
   python -m analysis.quality --model my-model --num-pictures 500 --output-dir my-model
-  python -m analysis.quality --num-pictures 64 --distractor-pictures 16 --output-dir /tmp/quick
+  python -m analysis.quality --num-pictures 64 --distractor-pictures 16 --output-dir results/quick
 
 Writes three tables: model_quality.csv (Pearson r, R2 and RMSE of each target on test pictures whose layouts were never
 seen, and of the sweep end - start, which the correlation of start and end frequency cannot flatter), leak.csv (what can
@@ -43,6 +43,14 @@ DISTRACTOR_EDITS: tuple[Edit, ...] = (
     replace_text("text"),
     grey_box("text"),
 )
+
+
+def distractor_edits(preset: str) -> tuple[Edit, ...]:
+    """The edits a preset allows; the published figure has no room to move things, and fixed labels."""
+    if preset == "published":
+        regions = [edit for edit in DISTRACTOR_EDITS if edit.kind == "without" and edit.region != "frame"]
+        return (*regions, replace_text("title"), CHIRP_ELSEWHERE)
+    return (*DISTRACTOR_EDITS, CHIRP_ELSEWHERE)
 
 
 def predict(
@@ -131,14 +139,18 @@ def leak_table(
 
 
 def distractor_rows(
-    edit: Edit, before: Floats, after: Floats, labels: Floats, indices: NDArray[np.int64]
+    edit: Edit, before: Floats, after: Floats, labels: Floats, twin_labels: Floats, indices: NDArray[np.int64]
 ) -> list[dict[str, object]]:
-    """One row a target: mean absolute and mean signed shift of the prediction in units, and change of squared error."""
-    shift = after - before
+    """One row a target: mean absolute and mean signed shift of the prediction in units, and change of squared error.
+
+    The shift is that of the error (prediction - label), so that a chirp drawn elsewhere, whose labels move with it,
+    shows a shift only as far as the model does not follow.
+    """
+    shift = (after - twin_labels) - (before - labels)
     parts = {
         "abs_shift": np.abs(shift),
         "shift": shift,
-        "squared_error_change": (after - labels) ** 2 - (before - labels) ** 2,
+        "squared_error_change": (after - twin_labels) ** 2 - (before - labels) ** 2,
     }
     intervals = {name: interval_over_images(values, indices) for name, values in parts.items()}
     return [
@@ -172,7 +184,7 @@ def measure(
     bare = (render_image(twin_scene(dataset, index, without("chirp")), config) for index in range(count))
     blind, features = predict(model, bare, count, "without chirp")
     rows: list[dict[str, object]] = []
-    for edit in (*DISTRACTOR_EDITS, CHIRP_ELSEWHERE):
+    for edit in distractor_edits(config.preset):
         chosen = [
             index
             for index in range(min(num_distractor_pictures, count))
@@ -184,7 +196,7 @@ def measure(
         after, _ = predict(model, (render_image(scene, config) for scene in twins), len(chosen), str(edit))
         truth = np.stack([[getattr(scene.params, name) for name in TARGET_NAMES] for scene in twins])
         resampled = bootstrap_indices(len(chosen), replicates, seed=config.seed)
-        rows += distractor_rows(edit, before[chosen], after, truth, resampled)
+        rows += distractor_rows(edit, before[chosen], after, labels[chosen], truth, resampled)
     return {
         "model_quality": quality_table(before, labels, indices),
         "leak": leak_table(blind, features, labels, indices, config.seed),
@@ -238,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, table in tables.items():
             write_table(table, options.output_dir / f"{name}.csv")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     with pd.option_context("display.width", 160, "display.max_columns", 20, "display.precision", 4):
         for name, table in tables.items():

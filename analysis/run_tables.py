@@ -23,6 +23,7 @@ from attribution.vit import head_layout
 
 # Background and margin are no concepts: they are scored, but not tested.
 CONCEPTS = ("chirp", "text", "colorbar")
+TABLES = ("head_scorecard", "head_scores", "methods", "agreement", "localization", "pixel_localization")
 
 
 def run_tables(
@@ -55,7 +56,7 @@ def run_tables(
         )
     if pictures.masks is not None and explained.pixel_maps:
         tables["pixel_localization"] = pixel_localization_table(
-            explained.pixel_maps,
+            {f"pixel_{name}": maps for name, maps in explained.pixel_maps.items()},
             np.stack([pictures.masks[name] for name in PIXEL_REGIONS], axis=1),
             {name: (place,) for place, name in enumerate(PIXEL_REGIONS)},
             indices,
@@ -81,9 +82,8 @@ def run_tables(
             settings.seed,
         )
     pixel_methods = chosen_methods(settings.methods, PIXEL_METHODS)
-    shared = set(head_methods) & set(pixel_methods)
-    named = head_methods | {f"pixel_{name}" if name in shared else name: m for name, m in pixel_methods.items()}
-    timings = {name: explained.timings.get(name) or explained.timings.get(f"pixel_{name}", {}) for name in named}
+    named = head_methods | {f"pixel_{name}": method for name, method in pixel_methods.items()}
+    timings = {name: explained.timings.get(name, {}) for name in named}
     tables["methods"] = methods_table(
         named,
         method_settings(settings),

@@ -47,6 +47,8 @@ class CompareSettings:
         for name in ("model", "data", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
+        if self.output_dir is not None and not isinstance(self.output_dir, str):
+            raise ValueError(f"output_dir: expected a text, got {self.output_dir!r}")
         if not self.methods or not all(isinstance(name, str) for name in self.methods):
             raise ValueError(f"methods: expected a list of names, got {self.methods!r}")
 
@@ -76,6 +78,8 @@ def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> Comp
         raise ValueError(f"unknown key {', '.join(unknown)}, expected one of {', '.join(sorted(known))}")
     if "methods" in named:
         methods = named["methods"]
+        if not isinstance(methods, (str, list, tuple)):
+            raise ValueError(f"methods: expected a list of names, got {methods!r}")
         methods = methods.split(",") if isinstance(methods, str) else methods
         named["methods"] = tuple(name.strip() if isinstance(name, str) else name for name in methods)
     return replace(settings, **named)

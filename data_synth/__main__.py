@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             for done in write_folder(dataset, options.out, options.processes):
                 bar.update(done - bar.n)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{options.count} pictures in {options.out} (metadata.csv, images/, masks/)")
     return 0

@@ -139,7 +139,7 @@ def read_mask(path: Path, image_size: int, patch_size: int) -> tuple[NDArray[np.
             if picture.width * picture.height > MAX_PIXELS or picture.mode != "L":
                 raise ValueError(f"{path}: expected an 8-bit greyscale mask, got {picture.mode} {picture.size}")
             labels = np.asarray(picture)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable PNG mask ({error})") from error
     try:
         counts = coverage_counts(labels, image_size)

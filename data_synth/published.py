@@ -121,6 +121,8 @@ def published_figure(
             continue
         for artist in artists.get(region, ()):
             if region == "frame":
+                if "colorbar" in hidden and artist in artists["colorbar_lines"]:
+                    continue
                 ink = _ink(figure, artist)
                 labels[ink] = np.minimum(labels[ink], REGION_INDEX[region])
             elif region == "colorbar":
@@ -165,7 +167,7 @@ def _build(
     low, high = bar.get_ylim()
     bar_ticks = [tick for tick in bar.yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
     lines = [tick.tick1line for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()]
-    lines += [tick.tick2line for tick in bar_ticks]
+    bar_lines = [tick.tick2line for tick in bar_ticks]
     artists: dict[str, list[Artist]] = {
         "title": [axes.title],
         "x_label": [axes.xaxis.label],
@@ -175,7 +177,8 @@ def _build(
         "colorbar_label": [bar.yaxis.label],
         "colorbar_ticks": [tick.label2 for tick in bar_ticks],
         "colorbar": [bar],
-        "frame": [*axes.spines.values(), *lines],
+        "frame": [*axes.spines.values(), *lines, *bar_lines],
+        "colorbar_lines": list(bar_lines),
     }
     return figure, artists, axes
 

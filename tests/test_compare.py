@@ -218,8 +218,10 @@ def test_reference_of_another_model_is_not_compared_with(run):
     from analysis.answer import read_reference
 
     reference = read_reference(run)
-    assert "another model" in compare_with_reference(scorecard, agreement, reference, "other")[0]
-    same = compare_with_reference(scorecard, agreement, reference, reference.weights_sha256)
-    assert "agree with it: Spearman 1.00" in same[-1] and "Indicative" in same[-1]
-    assert "No reference run" in compare_with_reference(scorecard, agreement, None, "x")[0]
+    assert "another model" in compare_with_reference(scorecard, agreement, reference, "other", {})[0]
+    same = compare_with_reference(scorecard, agreement, reference, reference.weights_sha256, reference.data)
+    assert "among its own, agree with it: Spearman 1.00" in same[-1] and "Indicative" in same[-1]
+    other = compare_with_reference(scorecard, agreement, reference, reference.weights_sha256, {"folder": "mine"})
+    assert "of another kind" in other[-1]
+    assert "No reference run" in compare_with_reference(scorecard, agreement, None, "x", {})[0]
     assert not set(method_ranking(agreement)["method"]) & {"random", "layer_index"}

@@ -6,9 +6,9 @@ from sklearn.metrics import r2_score
 
 from analysis.intervals import bootstrap_indices
 from analysis.models import open_model
-from analysis.quality import distractor_rows, leak_table, main, measure, predict, quality_table
+from analysis.quality import distractor_edits, distractor_rows, leak_table, main, measure, predict, quality_table
 from data_synth import TARGET_NAMES, ChirpDataset, SynthConfig
-from data_synth.twins import move
+from data_synth.twins import CHIRP_ELSEWHERE, has_region, move, twin_scene
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.uniform(0, 100, (200, 3))
@@ -42,11 +42,27 @@ def test_leak_is_found_and_its_absence_too():
 
 def test_distractor_rows_by_hand():
     before, after, labels = np.zeros((4, 3)), np.tile([1.0, -2.0, 0.0], (4, 1)), np.ones((4, 3))
-    rows = distractor_rows(move("title"), before, after, labels, bootstrap_indices(4, 50, seed=0))
+    rows = distractor_rows(move("title"), before, after, labels, labels, bootstrap_indices(4, 50, seed=0))
     assert [row["shift"] for row in rows] == [1, -2, 0]
     assert [row["abs_shift"] for row in rows] == [1, 2, 0]
     assert [row["squared_error_change"] for row in rows] == [-1, 8, 0]
     assert rows[0]["item"] == "title" and rows[0]["edit"] == "move" and rows[0]["n"] == 4
+
+
+def test_a_model_that_follows_the_chirp_is_not_distracted_by_it():
+    indices = bootstrap_indices(4, 50, seed=0)
+    rows = distractor_rows(CHIRP_ELSEWHERE, LABELS[:4], LABELS[4:8], LABELS[:4], LABELS[4:8], indices)
+    assert [(row["shift"], row["abs_shift"], row["squared_error_change"]) for row in rows] == [(0, 0, 0)] * 3
+
+
+def test_every_preset_allows_its_edits():
+    for preset in ("default", "published"):
+        dataset = ChirpDataset("test", 12, SynthConfig(preset=preset, num_layouts=8))
+        for edit in distractor_edits(preset):
+            index = 0
+            while edit != CHIRP_ELSEWHERE and not has_region(dataset.scene(index), edit.region):
+                index += 1
+            assert twin_scene(dataset, index, edit).index == index
 
 
 def test_tables_of_a_model_that_was_never_trained():

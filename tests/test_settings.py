@@ -25,6 +25,8 @@ def test_empty_file_is_the_defaults(tmp_path):
         ("- a\n- b", "expected a table of settings, got list"),
         ("a: [", "not readable as YAML"),
         ("model: 3", "model: expected a text"),
+        ("methods: 5", "methods: expected a list of names, got 5"),
+        ("output_dir: [a]", "output_dir: expected a text"),
         ("methods: []", "methods: expected a list of names"),
     ],
 )
