@@ -79,7 +79,7 @@ def write_figures(
         "layer_profile",
         "Effect by layer",
         "Mean effect of the heads of each layer, in % of the label variance.",
-        one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect, % of the label variance"), (7.0, 3.6)),
+        one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect\n(% of the label variance)"), (7.0, 4.2)),
     )
     if agreement is not None:
         add(
