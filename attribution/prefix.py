@@ -34,6 +34,34 @@ def block_list(model: nn.Module) -> nn.ModuleList | None:
     return None
 
 
+class _Reached(Exception):
+    """Ends a forward pass at the first block, whose input it carries."""
+
+    def __init__(self, hidden_states: Any) -> None:
+        super().__init__()
+        self.hidden_states = hidden_states
+
+
+@torch.no_grad()
+def embedded(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """What enters the first block, `[image token channel]`; no block runs."""
+    blocks = block_list(model)
+    if blocks is None:
+        raise ValueError(f"{type(model).__name__}: expected a model with a list of blocks")
+
+    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+        raise _Reached(args[0])
+
+    handle = blocks[0].register_forward_pre_hook(stop)
+    try:
+        model(pixel_values)
+    except _Reached as reached:
+        return reached.hidden_states
+    finally:
+        handle.remove()
+    raise ValueError(f"{type(model).__name__}: its first block took no part in the forward pass")
+
+
 def prefix_states(model: nn.Module, pixel_values: Tensor, batch_size: int = 32) -> list[Tensor] | None:
     """The hidden states `[image token channel]` that enter each block; None where the model cannot start at a block."""
     blocks = block_list(model)

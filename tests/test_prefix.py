@@ -12,7 +12,9 @@ from attribution.prefix import block_list, prefix_states, starting_at
 def test_sweep_from_prefixes_equals_full_passes(kind, dtype, bound):
     model = tiny_model(kind, dtype)
     batch = tiny_batch(model)
-    fast, full = (zero_ablation(model, batch, batch_size=3, reuse_prefix=reuse) for reuse in (True, False))
+    fast, full = (
+        zero_ablation(model, batch, batch_size=3, route="prefix" if reuse else "full") for reuse in (True, False)
+    )
     scale = full.intact_loss.max()
     assert (fast.delta_loss - full.delta_loss).abs().max() <= bound * scale
     assert (fast.ablated_predictions - full.ablated_predictions).abs().max() <= bound * 10
@@ -25,8 +27,10 @@ def test_any_replacement_goes_through(reuse):
     batch = tiny_batch(model)
     generator = torch.Generator().manual_seed(3)
     replacement = torch.randn((len(batch), 3, 17, 2, 6), generator=generator, dtype=torch.float64)
-    some = zero_ablation(model, batch, replacement=replacement, heads=[(2, 1), (0, 0)], reuse_prefix=reuse)
-    whole = zero_ablation(model, batch, replacement=replacement, reuse_prefix=not reuse)
+    some = zero_ablation(
+        model, batch, replacement=replacement, heads=[(2, 1), (0, 0)], route="prefix" if reuse else "full"
+    )
+    whole = zero_ablation(model, batch, replacement=replacement, route="full" if reuse else "prefix")
     for layer, head in ((2, 1), (0, 0)):
         torch.testing.assert_close(
             some.delta_loss[:, layer, head], whole.delta_loss[:, layer, head], atol=1e-10, rtol=0
