@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 
 from analysis.artists import CONTROLS
 from analysis.intervals import indicative
+from analysis.scorecard import effect_column
 from analysis.tables import read_table
 
 REFERENCE_FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference"
-EFFECT = "ablation_zero_var_pct"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,9 @@ def read_reference(folder: Path = REFERENCE_FOLDER) -> Reference | None:
 
 
 def method_ranking(agreement: pd.DataFrame, statistic: str = "spearman") -> pd.DataFrame:
-    """Methods on trial (no controls) by agreement with zero ablation, best first."""
+    """Methods on trial (no controls) by agreement with the first truth of the table, best first."""
     rows = agreement[
-        (agreement["truth"] == "ablation_zero")
+        (agreement["truth"] == agreement["truth"].iloc[0])
         & (agreement["estimator"] == "mean")
         & (agreement["statistic"] == statistic)
         & ~agreement["method"].isin(CONTROLS)
@@ -59,10 +59,12 @@ def method_ranking(agreement: pd.DataFrame, statistic: str = "spearman") -> pd.D
 def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> list[str]:
     """What these pictures say."""
     count = int(scorecard["n"].iloc[0])
-    top = scorecard.sort_values(EFFECT, ascending=False, kind="stable").head(3)
-    names = zip(top["layer"].astype(int), top["head"].astype(int), top[EFFECT], strict=True)
+    column = effect_column(scorecard)
+    kind = column.removeprefix("ablation_").removesuffix("_var_pct").replace("zero_estimated", "estimated zero")
+    top = scorecard.sort_values(column, ascending=False, kind="stable").head(3)
+    names = zip(top["layer"].astype(int), top["head"].astype(int), top[column], strict=True)
     heads = ", ".join(f"L{layer}H{head} ({effect:+.2f} %)" for layer, head, effect in names)
-    lines = [f"Heads that matter most on {count} pictures (zero ablation, % of the label variance): {heads}."]
+    lines = [f"Heads that matter most on {count} pictures ({kind} ablation, % of the label variance): {heads}."]
     if agreement is not None:
         ranking = method_ranking(agreement)
         if len(ranking):
@@ -94,9 +96,13 @@ def compare_with_reference(
     lines = [
         f"Reference run, {line[0].lower()}{line[1:]}" for line in describe_run(reference.scorecard, reference.agreement)
     ]
-    both = scorecard.merge(reference.scorecard, on=["layer", "head"], suffixes=("", "_reference"), validate="1:1")
-    rho = spearmanr(both[EFFECT], both[f"{EFFECT}_reference"]).statistic
-    top = lambda table: set(table.nlargest(10, EFFECT)[["layer", "head"]].itertuples(index=False, name=None))  # noqa: E731
+    mine, theirs = (
+        table.set_index(["layer", "head"])[effect_column(table)].rename(name)
+        for table, name in ((scorecard, "here"), (reference.scorecard, "reference"))
+    )
+    both = mine.to_frame().join(theirs, how="inner", validate="1:1")
+    rho = spearmanr(both["here"], both["reference"]).statistic
+    top = lambda table: set(table.set_index(["layer", "head"])[effect_column(table)].nlargest(10).index)  # noqa: E731
     shared = len(top(scorecard) & top(reference.scorecard))
     verdict = "agree" if np.isfinite(rho) and rho >= 0.7 else "do not agree well"
     kinds = [

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis import artists, gallery, method_plots, plots
 from analysis.intervals import interval_over_images
-from analysis.scorecard import Truth
+from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
 GALLERY_PICTURES = 4
@@ -61,19 +61,25 @@ def write_figures(
         return figure
 
     num_layers, num_heads = (int(scorecard[name].max()) + 1 for name in ("layer", "head"))
+    effect = effect_column(scorecard)
+    truth = effect.removesuffix("_var_pct")
+    trimmed = f"{effect}_trimmed" in scorecard
     add(
         "ablation_effect",
         "What removing each head does",
         "Change of the loss when one head is set to zero, in % of the label variance; positive: the head helps. A dot "
         "marks heads whose 95 % interval excludes 0.",
-        one(lambda ax: plots.effect_heatmap(scorecard, ax=ax), (1.6 + 0.75 * num_heads, 1.4 + 0.42 * num_layers)),
+        one(
+            lambda ax: plots.effect_heatmap(scorecard, ax=ax, effect=effect),
+            (1.6 + 0.75 * num_heads, 1.4 + 0.42 * num_layers),
+        ),
     )
     add(
         "head_ranking",
         "Ranking of the heads",
-        "Heads by mean effect with 95 % BCa intervals, and 10 % trimmed means: the two differ where a few pictures own "
-        "the mean.",
-        plots.head_ranking(scorecard),
+        "Heads by mean effect with 95 % BCa intervals"
+        + (", and 10 % trimmed means: the two differ where a few pictures own the mean." if trimmed else "."),
+        plots.head_ranking(scorecard, effect=effect),
     )
     add(
         "layer_profile",
@@ -87,13 +93,13 @@ def write_figures(
             "Which method finds the heads that matter",
             "Rank correlation of each method's scores with the ablation effects. Diamonds: method and truth on "
             "different halves of the pictures, bounded by the truth's own noise (ceiling).",
-            method_plots.agreement_bars(agreement),
+            method_plots.agreement_bars(agreement, truth=truth),
         )
         add(
             "method_scatter",
             "Methods against ablation, head by head",
             "Score of each method against the effect of removing the head.",
-            method_plots.method_scatter(scorecard, agreement),
+            method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
         )
     if localization is not None and scorecard["iou_chirp"].notna().any():
         cls = localization[localization["query"] == "cls"]
@@ -114,7 +120,7 @@ def write_figures(
             "looks_at_against_matters",
             "Looking at the chirp against mattering",
             "Adjusted IoU with the chirp against the effect of removing the head; lines are medians, to read by.",
-            one(lambda ax: plots.quadrant(scorecard, ax=ax), (7.5, 5.5)),
+            one(lambda ax: plots.quadrant(scorecard, ax=ax, effect=effect), (7.5, 5.5)),
         )
         add(
             "attention_gallery",

@@ -26,12 +26,37 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, eq=False)
 class Truth:
     """Effects of removing each head. ``delta_loss`` [image layer head]; ``delta_target_sq`` [image layer head target]
-    in squared units; ``intact_loss`` [image]."""
+    in squared units; ``intact_loss`` [image].
+
+    Where they are estimated (:mod:`analysis.estimate`) the effects are pseudo-values, of which means alone mean
+    anything; ``is_swept`` [layer head] then tells the heads whose effects are exact nevertheless, and ``r2``
+    [layer head] how much of the variance over pictures the predictor explains.
+    """
 
     kind: str
     delta_loss: Floats
     delta_target_sq: Floats
     intact_loss: Floats
+    is_swept: NDArray[np.bool_] | None = None
+    r2: Floats | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in tables: ``ablation_<kind>``."""
+        return f"ablation_{self.kind}"
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the effects are estimates."""
+        return self.is_swept is not None
+
+
+def effect_column(scorecard: pd.DataFrame) -> str:
+    """The column of a scorecard with the mean effects, ``ablation_<kind>_var_pct``. ValueError where there is none."""
+    found = [str(name) for name in scorecard if str(name).startswith("ablation_") and str(name).endswith("_var_pct")]
+    if not found:
+        raise ValueError("head_scorecard: expected a column ablation_<kind>_var_pct")
+    return found[0]
 
 
 def oriented(scores: Floats, method: Method) -> Floats:
@@ -62,13 +87,17 @@ def scorecard_table(
     _, num_layers, num_heads = truth.delta_loss.shape
     layer, head = (part.ravel() for part in np.indices((num_layers, num_heads)))
     columns: dict[str, NDArray] = {"layer": layer, "head": head}
-    prefix = f"ablation_{truth.kind}"
+    prefix = truth.name
     effect = 100 * truth.delta_loss
     columns |= _with_interval(f"{prefix}_var_pct", interval_over_images(effect, indices))
-    columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
+    if not truth.is_estimated:
+        columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
     columns |= _with_interval(f"{prefix}_mse_pct", _relative_to_intact(truth, indices))
     intact = truth.intact_loss.mean()
-    columns[f"{prefix}_mse_pct_trimmed"] = columns[f"{prefix}_var_pct_trimmed"] / intact
+    if not truth.is_estimated:
+        columns[f"{prefix}_mse_pct_trimmed"] = columns[f"{prefix}_var_pct_trimmed"] / intact
+    if truth.is_swept is not None and truth.r2 is not None:
+        columns[f"{prefix}_is_swept"], columns[f"{prefix}_r2"] = truth.is_swept.ravel(), truth.r2.ravel()
     columns[f"{prefix}_rank"] = ranks(effect.mean(axis=0)).ravel()
     for place, (name, unit) in enumerate(zip(target_names, target_units, strict=True)):
         squared = truth.delta_target_sq[..., place].mean(axis=0).ravel()
