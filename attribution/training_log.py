@@ -14,12 +14,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from attribution.training import Progress
+from attribution.training_state import Progress
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "matplotlib")
 
 
-def write_log(output: Path, settings: dict[str, Any], progress: Progress, precision: str, sha256: str) -> None:
+def write_log(
+    output: Path, settings: dict[str, Any], progress: Progress, precision: str, num_processes: int, sha256: str
+) -> None:
     """training_log.csv (one row per validation), training_curve.png and training_config.json."""
     table = pd.DataFrame(progress.rows)
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -27,6 +29,7 @@ def write_log(output: Path, settings: dict[str, Any], progress: Progress, precis
     record = {
         "settings": {**settings, "output_dir": Path(settings["output_dir"]).name},
         "precision": precision,
+        "num_processes": num_processes,
         "steps": progress.step,
         "pictures": progress.step * settings["batch_size"],
         "elapsed_s": round(progress.elapsed_s, 1),

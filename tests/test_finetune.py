@@ -19,8 +19,9 @@ from attribution.backbone import tiny_backbone
 from attribution.checkpoint import load_pretrained, weights_sha256
 from attribution.datasets import open_dataset, read_labels, read_picture
 from attribution.finetune import main, mixed_precision
-from attribution.training import Progress, learning_rate_factor, pearson, picture_order
+from attribution.training import learning_rate_factor, pearson, picture_order
 from attribution.training_log import plot_training
+from attribution.training_state import Progress
 
 SPLITS = ("train", "validation", "test")
 
@@ -200,12 +201,6 @@ def test_help_and_unknown_options(capsys):
     assert (
         text.count("python -m attribution.finetune --data") == 3 and "--output-dir" in text and "--output_dir" in text
     )
-
-
-def test_several_processes_are_refused(options, capsys, monkeypatch):
-    monkeypatch.setattr(finetune.Accelerator, "num_processes", property(lambda _: 2))
-    assert main(arguments(options)) == 2
-    assert "error: 2 processes: training runs in one process" in capsys.readouterr().err
 
 
 def test_precision(monkeypatch):
