@@ -180,6 +180,7 @@ def agreement_table(
     *,
     num_halves: int = 200,
     estimators: Sequence[str] = tuple(ESTIMATORS),
+    absolute: bool = True,
 ) -> pd.DataFrame:
     """The tidy table: one row per method, truth, estimator and statistic, in that order.
 
@@ -188,7 +189,8 @@ def agreement_table(
     method and truth on the same pictures; `ci_*`: its 95 % interval over pictures, `centred_interval` within
     the range of the statistic; `value_cross`: method on one half of the pictures, truth on the other, mean
     over `num_halves` random halves; `noise_ceiling`: the bound the truth's own noise sets to `value_cross`;
-    `n` pictures. `estimators` leaves out the trimmed mean where truths are pseudo-values, of which means alone count.
+    `n` pictures. Where truths are pseudo-values, of which means alone count, `estimators` is ("mean",) and `absolute`
+    false: no trimmed means, no absolute values.
 
     Noise in the scores lowers every statistic: the interval is the precision of `value` at this number of
     pictures, not of what infinitely many would give.
@@ -203,7 +205,7 @@ def agreement_table(
         known: dict[str, tuple[Ranking, dict[str, float]]] = {}
         for name, truth in truths.items():
             for label, scores in ((name, truth), (f"{name}_abs", np.abs(truth))):
-                if label != name and all(signed[method] for method in methods):
+                if label != name and (not absolute or all(signed[method] for method in methods)):
                     continue
                 ranking = _aggregated(scores, truth_rows, estimator)
                 halves = _only(ranking, np.arange(len(shared), len(truth_rows)))

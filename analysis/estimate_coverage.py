@@ -11,7 +11,8 @@ Takes a run folder whose pictures were all swept (``scores/ablation_zero.safeten
 - ``estimate_cost.csv``: cost against the exact sweep at equal intervals.
 
 The estimator ``scores`` regresses effects on the predicted effects; ``outputs`` corrects the predicted changes of the
-outputs and needs the arrays ``output_changes`` (ablation file), ``contributions`` and ``residuals`` (predictor file).
+outputs and needs the arrays ``output_changes`` and ``residuals`` (ablation file), and ``contributions`` (predictor
+file).
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def read_stored(run: Path, truth: str = "zero", predictor: str = "gate_ixg_out")
     predicted = _array(found, "scores", predictor_path, 3)
     if effects.shape != predicted.shape:
         raise ValueError(f"{predictor_path}: expected scores {list(effects.shape)}, got {list(predicted.shape)}")
-    if "output_changes" not in ablation or not {"contributions", "residuals"} <= set(found):
+    if not {"output_changes", "residuals"} <= set(ablation) or "contributions" not in found:
         return StoredEffects(effects, predicted)
     changes = _array(ablation, "output_changes", ablation_path, 4)
     contributions = _array(found, "contributions", predictor_path, 4)
-    residuals = _array(found, "residuals", predictor_path, 2)
+    residuals = _array(ablation, "residuals", ablation_path, 2)
     expected = (*effects.shape, residuals.shape[1])
     if changes.shape != expected or contributions.shape != expected or len(residuals) != len(effects):
         raise ValueError(f"{predictor_path}: expected output_changes and contributions {list(expected)}")

@@ -3,8 +3,8 @@
 Takes: maps `[image ... row col]` (any axes between, such as `layer head`; renormalised over patches here,
 special tokens already dropped) and boolean masks `[image row col]`, or patch labels `[image row col]` with
 regions as name -> label indices.
-Gives: each metric per picture `[image ...]`, its value by chance, and the tidy table. The same functions
-serve pixel grids.
+Gives: each metric per picture `[image ...]` and its value by chance (tables: `analysis.localization_table`). The
+same functions serve pixel grids.
 Does not know: models, methods, what a region shows.
 
 Conventions: N patches, a region S of k = |S|. A picture without the region is NaN, and so is a metric it
@@ -15,27 +15,18 @@ or breaks a tie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import Interval, bootstrap_interval, index_counts, weighted_mean, weighted_ratio
 from analysis.nulls import (
     average_precision_chance,
     expected_iou,
-    false_discovery_rate,
     iou_chance,
-    permutation_null,
 )
-from analysis.ranked_maps import Floats, Located, Maps, Mask, locate, rank_maps, top_patches
-
-COLUMNS = (
-    *("layer", "head", "query", "region", "metric", "value", "chance", "adjusted"),
-    *("ci_low", "ci_high", "n", "p", "q_value"),
-)
+from analysis.ranked_maps import Floats, Located, Maps, Mask, locate, top_patches
+from analysis.ranked_maps import rank_maps as rank_maps
 
 
 def region_masks(
@@ -162,7 +153,7 @@ def chance_per_picture(maps: Maps, mask: Mask = None, metrics: Sequence[str] = t
 
     exact: dict[str, Callable[[], Floats]] = {
         "iou": lambda: view.spread(iou_chance(view.num_patches, view.area, view.area)),
-        "iou_quantile": lambda: np.divide(*_quantile_overlap_by_chance(view)),
+        "iou_quantile": lambda: np.divide(*quantile_overlap_by_chance(view)),
         "iou_mass60": lambda: view.spread(iou_chance(view.num_patches, view.rows(view.ranked.num_holding), view.area)),
         "lift": lambda: view.spread(np.ones_like(share)),
         "roc_auc": lambda: view.spread(np.where(share == 1, np.nan, 0.5)),
@@ -177,103 +168,7 @@ def adjusted_for_chance(value: Floats, chance: Floats) -> Floats:
         return np.where(chance == 1, np.nan, (value - chance) / (1 - chance))
 
 
-def region_intervals(
-    view: Located, indices: NDArray[np.integer], metrics: Sequence[str] = tuple(METRICS)
-) -> tuple[Interval, Floats, NDArray[np.int64]]:
-    """Value with its 95 % BCa interval, mean chance, and number of pictures, each `[metric map]`, over
-    pictures with S."""
-    num_images = len(view.present)
-    values = {name: found.reshape(num_images, -1) for name, found in per_picture(view, None, metrics).items()}
-    chances = {name: found.reshape(num_images, -1) for name, found in chance_per_picture(view, None, metrics).items()}
-    ones = np.ones((1, num_images))
-    rows: list[tuple[Floats, ...]] = []
-    for name in metrics:
-        chance = weighted_mean(chances[name], ones)[0]
-        if name == "iou_quantile":
-            hit, union = (part.reshape(num_images, -1) for part in quantile_overlap(view))
-            lucky, lucky_union = (part.reshape(num_images, -1) for part in _quantile_overlap_by_chance(view))
-            chance = weighted_ratio(lucky, lucky_union, ones)[0]
-            found = bootstrap_interval(partial(weighted_ratio, hit, union), indices)
-        else:
-            found = bootstrap_interval(partial(weighted_mean, values[name]), indices)
-        rows.append((found.value, found.low, found.high, chance, np.isfinite(values[name]).sum(axis=0)))
-    value, low, high, chance, count = (np.stack(part) for part in zip(*rows, strict=True))
-    return Interval(value, low, high), chance, count
-
-
-def localization_table(
-    maps: NDArray[np.floating],
-    patch_labels: NDArray[np.integer],
-    regions: Mapping[str, Sequence[int]],
-    query: str,
-    seed: int,
-    indices: NDArray[np.integer],
-    *,
-    extra_masks: Mapping[str, NDArray[np.bool_]] | None = None,
-    concepts: Collection[str] | None = None,
-    num_permutations: int = 9999,
-) -> pd.DataFrame:
-    """The tidy table, one row per layer, head, region and metric, in that order.
-
-    `maps [image layer head row col]`, `patch_labels [image row col]`, `indices [replicate image]` the shared
-    bootstrap. `extra_masks` adds regions that labels cannot name (edges, corners, sinks). `value` is the mean
-    over the pictures that contain the region (for `iou_quantile` the ratio of sums), `n` their number,
-    `chance` the same of the exact chance level, `adjusted` the rescaled value (NaN for lift, which has no
-    upper end), `ci_*` the 95 % BCa interval of `value`. `p` and `q_value` stand at `mass` and `lift`: the
-    permutation test of the mass, and Benjamini-Hochberg over heads x regions, of the regions in `concepts`
-    only where it is given. A region whose position is fixed has neither.
-    """
-    if np.ndim(maps) != 5 or np.shape(patch_labels) != np.shape(maps)[:1] + np.shape(maps)[-2:]:
-        raise ValueError(
-            "localization: expected maps [image layer head row col] and labels [image row col], "
-            f"got {list(np.shape(maps))} and {list(np.shape(patch_labels))}"
-        )
-    index_counts(indices, len(maps))
-    masks = region_masks(patch_labels, regions) | dict(extra_masks or {})
-    unknown = sorted(set(concepts or ()) - set(masks))
-    if unknown or not masks:
-        raise ValueError(f"localization: expected regions among {sorted(masks)}, got concepts {unknown}")
-    ranked = rank_maps(maps)
-    num_maps = ranked.mass.shape[1]
-    numbers = np.full((len(masks), len(METRICS), num_maps, 6), np.nan)
-    p = np.full((len(masks), num_maps), np.nan)
-    for place, (name, mask) in enumerate(masks.items()):
-        view = locate(ranked, mask)
-        found, chance, count = region_intervals(view, indices)
-        adjusted = adjusted_for_chance(found.value, chance)
-        adjusted[list(METRICS).index("lift")] = np.nan
-        numbers[place] = np.stack([found.value, chance, adjusted, found.low, found.high, count], axis=-1)
-        if concepts is None or name in concepts:
-            p[place] = permutation_null(maps, mask, seed=seed, num_permutations=num_permutations).p.ravel()
-    return _tidy(numbers, p, query, list(masks), ranked.shape[1:])
-
-
-def _tidy(
-    numbers: Floats, p: Floats, query: str, regions: Sequence[str], layers_and_heads: tuple[int, ...]
-) -> pd.DataFrame:
-    """Rows by layer, head, region, metric from `numbers [region metric map 6]` and `p [region map]`."""
-    num_layers, num_heads = layers_and_heads
-    names = list(METRICS)
-    tested = [names.index("mass"), names.index("lift")]
-    p_and_q = np.full((*numbers.shape[:3], 2), np.nan)
-    p_and_q[:, tested] = np.stack([p, false_discovery_rate(p)], axis=-1)[:, None]
-    rows = np.concatenate([numbers, p_and_q], axis=-1).transpose(2, 0, 1, 3).reshape(-1, 8)
-    layer, head, region, metric = (
-        part.ravel() for part in np.indices((num_layers, num_heads, len(regions), len(names)))
-    )
-    table = pd.DataFrame(rows, columns=["value", "chance", "adjusted", "ci_low", "ci_high", "n", "p", "q_value"])
-    table = table.assign(
-        layer=layer,
-        head=head,
-        query=query,
-        region=np.array(regions, dtype=object)[region],
-        metric=np.array(names, dtype=object)[metric],
-        n=table["n"].astype(np.int64),
-    )
-    return table[list(COLUMNS)]
-
-
-def _quantile_overlap_by_chance(view: Located) -> tuple[Floats, Floats]:
+def quantile_overlap_by_chance(view: Located) -> tuple[Floats, Floats]:
     """Intersection and union `[image ...]` expected when as many patches of each picture are taken at random."""
     intersection, union = quantile_overlap(view)
     area = view.spread(view.area.astype(np.float64))

@@ -1,6 +1,6 @@
-"""The model to be explained, by name.
+"""The model to be explained, by name, and pictures in the form its methods take.
 
-Takes ``bundled``, ``tiny-random`` or a folder; gives the loaded regressor and what is known of it. Knows no pictures.
+Takes ``bundled``, ``tiny-random`` or a folder; gives the loaded regressor and what is known of it. Knows no method.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from analysis.pictures import Pictures
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from attribution.backbone import tiny_backbone
+from attribution.batch import Batch
 from attribution.checkpoint import load_pretrained, weights_sha256
 from attribution.vit import RegressorConfig, ViTRegressor
 from data_synth import TARGET_NAMES, TARGET_UNITS
@@ -69,3 +71,17 @@ def open_model(name: str, device: str) -> OpenedModel:
     model = load_pretrained(folder, device=place)
     label = name if name == BUNDLED_MODEL else folder.resolve().name
     return OpenedModel(model, label, weights_sha256(model), is_control=False)
+
+
+def make_batch(opened: OpenedModel, pictures: Pictures) -> Batch:
+    """Pictures as the methods take them; the baseline is the mean picture, preprocessed."""
+    model, config = opened.model, opened.model.config
+    mean = torch.tensor(config.image_mean, dtype=torch.float64)
+    std = torch.tensor(config.image_std, dtype=torch.float64)
+    baseline = ((torch.from_numpy(pictures.mean_image) / 255 - mean) / std).permute(2, 0, 1)
+    return Batch(
+        pixel_values=model.preprocess(pictures.images).to(model.device, model.dtype),
+        labels=model.standardise(pictures.labels).to(model.device, model.dtype),
+        indices=torch.from_numpy(pictures.indices),
+        baseline_pixel_values=baseline.to(model.device, model.dtype),
+    )

@@ -12,11 +12,14 @@ same, the test cannot reject anything, and says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
+
+from analysis.ranked_maps import PICTURES_AT_ONCE, Blocks
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -113,7 +116,7 @@ def average_precision_chance(num_patches: int, area: ArrayLike) -> Floats:
 
 
 def permutation_null(
-    maps: NDArray[np.floating], mask: NDArray[np.bool_], *, seed: int, num_permutations: int = 9999
+    maps: Blocks, mask: NDArray[np.bool_], *, seed: int, num_permutations: int = 9999
 ) -> PermutationNull:
     """Does the mass of maps `[image ... row col]` follow the moving mask `[image row col]`? One result per `...`.
 
@@ -121,7 +124,7 @@ def permutation_null(
     of M[i, i]; null: mean of M[i, π(i)] over random permutations π; one-sided p = (1 + #{null ≥ observed}) /
     (1 + num_permutations) (Phipson & Smyth 2010). Maps are renormalised over the grid. `position_fixed`: all
     these masks are equal (so also where one picture alone contains the region); p is then NaN, as it is when
-    no picture contains it.
+    no picture contains it. Maps are read a few pictures at a time, and M is never held.
     """
     if mask.dtype != bool or mask.ndim != 3 or maps.shape[:1] + maps.shape[-2:] != mask.shape:
         raise ValueError(
@@ -129,29 +132,45 @@ def permutation_null(
             f"got {list(maps.shape)} and {mask.dtype} {list(mask.shape)}"
         )
     shape = maps.shape[1:-2]
-    present = mask.any(axis=(1, 2))
+    present = np.any(mask, axis=(1, 2), keepdims=True)[:, 0, 0]
     count = int(present.sum())
-    masks = mask[present].reshape(count, mask[0].size)
-    fixed = count > 0 and bool((masks == masks[0]).all())
-    mass = maps[present].reshape(count, int(np.prod(shape)), masks.shape[1]).astype(np.float64)
-    mass = mass / mass.sum(axis=2, keepdims=True)
-    on_masks = np.ascontiguousarray(np.einsum("imp,jp->ijm", mass, masks.astype(np.float64), optimize=True))
+    masks = mask[present].reshape(count, mask[0].size).astype(np.float64)
     blank = np.full(shape, np.nan)
     if count == 0:
         return PermutationNull(blank, blank, blank, False, 0)
-    observed = on_masks[np.arange(count), np.arange(count)].mean(axis=0)
+    fixed = bool((masks == masks[0]).all())
+    partners = None if fixed else permutations(count, num_permutations, seed)
+    observed = np.zeros(int(np.prod(shape)))
+    null = np.zeros((0 if partners is None else num_permutations, len(observed)))
+    for image, mass in enumerate(_masses(maps, present)):
+        on_masks = masks[image : image + 1] @ mass if partners is None else masks @ mass  # [mask map]
+        observed += on_masks[0 if partners is None else image]
+        if partners is not None:
+            null += on_masks[partners[:, image]]
+    observed /= count
+    own = observed.reshape(shape)
     if fixed:
-        own = observed.reshape(shape)
         return PermutationNull(blank, own, own, True, count)
-    shuffled = np.tile(np.arange(count), (num_permutations, 1))
-    shuffled = np.random.default_rng(seed).permuted(shuffled, axis=1)
-    null = np.zeros((num_permutations, on_masks.shape[2]))
-    for image in range(count):
-        null += on_masks[image][shuffled[:, image]]
     null /= count
     reached = (null >= observed * (1 - _ROUNDING)).sum(axis=0)
     p = (1 + reached) / (1 + num_permutations)
-    return PermutationNull(p.reshape(shape), observed.reshape(shape), null.mean(axis=0).reshape(shape), False, count)
+    return PermutationNull(p.reshape(shape), own, null.mean(axis=0).reshape(shape), False, count)
+
+
+def permutations(count: int, num_permutations: int, seed: int) -> NDArray[np.int32]:
+    """Random orders of `count` pictures, `[permutation image]`."""
+    orders = np.tile(np.arange(count, dtype=np.int32), (num_permutations, 1))
+    return np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
+
+
+def _masses(maps: Blocks, present: NDArray[np.bool_]) -> Iterator[Floats]:
+    """The maps of each picture that counts, each of mass 1, `[patch map]`."""
+    for start in range(0, len(present), PICTURES_AT_ONCE):
+        rows = slice(start, start + PICTURES_AT_ONCE)
+        block = np.asarray(maps[rows])[present[rows]].astype(np.float64)
+        flat = block.reshape(len(block), int(np.prod(maps.shape[1:-2])), int(np.prod(maps.shape[-2:])))
+        flat /= flat.sum(axis=2, keepdims=True)
+        yield from flat.transpose(0, 2, 1)
 
 
 def false_discovery_rate(p: Floats) -> Floats:

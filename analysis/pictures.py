@@ -1,8 +1,9 @@
 """The pictures to be explained: from the synthesizer, or from a folder of one's own.
 
-Takes a data name (a preset of ``data_synth``, or a folder with ``metadata.csv``) and a number; gives
-:class:`Pictures`: pixels, labels in units, patch labels and region masks where the truth is known, and the mean picture
-that path methods start from. Knows no model.
+Takes a data name (a preset of ``data_synth``, or a folder with ``metadata.csv``) and a number; gives a
+:class:`PictureSource`, which draws or reads the pictures it is asked for, a few at a time: pixels, labels in units,
+patch labels and region masks where the truth is known, and the mean picture that path methods start from. Knows no
+model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from safetensors.numpy import load_file, save
 
 import data_synth
 from analysis.report import write_atomically
-from attribution.datasets import open_dataset, read_labels
+from attribution.datasets import LabelledPictures, open_dataset
 from attribution.packaged import cache_folder
 from data_synth import (
     NUM_REFERENCE_PICTURES,
@@ -57,7 +59,7 @@ class Pictures:
 
     ``images`` uint8 [image row col 3]; ``labels`` float64 [image target] in units; ``indices`` int64 [image];
     ``patch_labels`` uint8 [image row col] and ``masks`` name -> float32 [image row col] coverage, None where no truth
-    is given; ``mean_image`` float64 [row col 3] in 0 to 255; ``identity`` says what they are, for manifests.
+    is given; ``mean_image`` float64 [row col 3] in 0 to 255.
     """
 
     images: NDArray[np.uint8]
@@ -66,15 +68,20 @@ class Pictures:
     patch_labels: NDArray[np.uint8] | None
     masks: dict[str, NDArray[np.float32]] | None
     mean_image: NDArray[np.float64]
-    identity: dict[str, Any]
 
-    @property
-    def sha256(self) -> str:
-        """Over pixels, labels, patch labels and the mean picture."""
-        digest = hashlib.sha256()
-        for array in (self.images, self.labels, self.patch_labels, self.mean_image):
-            digest.update(np.ascontiguousarray(array).tobytes() if array is not None else b"none")
-        return digest.hexdigest()
+
+@dataclass(frozen=True, eq=False)
+class PictureSource:
+    """``count`` pictures that are drawn or read when they are asked for.
+
+    ``draw(rows)`` gives the pictures of these numbers, and remembers those it gave last. ``identity`` says what they
+    are, for manifests. ``draw`` raises ValueError or OSError with one line for an unreadable or wrong-size picture or
+    mask.
+    """
+
+    count: int
+    draw: Callable[[Sequence[int]], Pictures]
+    identity: dict[str, Any]
 
 
 def region_indices() -> dict[str, tuple[int, ...]]:
@@ -85,10 +92,20 @@ def region_indices() -> dict[str, tuple[int, ...]]:
 def open_pictures(
     data: str, num_pictures: int, *, seed: int, image_size: int, patch_size: int, target_names: tuple[str, ...]
 ) -> Pictures:
+    """All pictures of :func:`open_source` at once."""
+    source = open_source(
+        data, num_pictures, seed=seed, image_size=image_size, patch_size=patch_size, target_names=target_names
+    )
+    return source.draw(range(source.count))
+
+
+def open_source(
+    data: str, num_pictures: int, *, seed: int, image_size: int, patch_size: int, target_names: tuple[str, ...]
+) -> PictureSource:
     """Pictures of the test split of a preset, or the first of a folder.
 
-    Raises ValueError or OSError with one line for an unknown name, an unreadable or wrong-size picture, a missing or
-    NaN label, a mask of another size, or an empty folder.
+    Raises ValueError or OSError with one line for an unknown name, a missing or NaN label, an empty folder, or, among
+    the first 512 pictures of a folder, an unreadable or wrong-size one.
     """
     if num_pictures < 2:
         raise ValueError(f"--num-pictures: expected at least 2, got {num_pictures}")
@@ -104,28 +121,49 @@ def open_pictures(
     return _folder(Path(data), num_pictures, image_size, patch_size, target_names)
 
 
-def _synthetic(config: SynthConfig, num_pictures: int) -> Pictures:
-    dataset = ChirpDataset("test", num_pictures, config)
-    samples = [dataset[index] for index in range(num_pictures)]
+def _remembering(draw: Callable[[Sequence[int]], Pictures]) -> Callable[[Sequence[int]], Pictures]:
+    """The same function, which does not draw the same pictures twice in a row."""
+    last: list[tuple[tuple[int, ...], Pictures]] = []
+
+    def remembered(rows: Sequence[int]) -> Pictures:
+        wanted = tuple(rows)
+        if not last or last[0][0] != wanted:
+            last.clear()  # before drawing: only one lot is ever in memory
+            last.append((wanted, draw(wanted)))
+        return last[0][1]
+
+    return remembered
+
+
+def _masks_of(coverage: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Coverage of the regions of pixel localization, of pictures with coverage [region row col]."""
     parts = {name: [REGIONS.index(part) for part in SCORED_REGIONS[name]] for name in PIXEL_REGIONS}
-    return Pictures(
-        images=np.stack([sample.image for sample in samples]),
-        labels=np.stack([sample.labels for sample in samples]),
-        indices=np.arange(num_pictures),
-        patch_labels=np.stack([sample.patch_labels for sample in samples]),
-        masks={
-            name: np.stack([sample.coverage[numbers].sum(axis=0) for sample in samples])
-            for name, numbers in parts.items()
-        },
-        mean_image=reference_mean(config),
-        identity={
-            "synthesizer": "data_synth",
-            "version": SYNTHESIZER_VERSION,
-            "split": "test",
-            **asdict(config),
-            "baseline": f"mean of training pictures 0 to {NUM_REFERENCE_PICTURES - 1}",
-        },
-    )
+    return {name: np.stack([each[numbers].sum(axis=0) for each in coverage]) for name, numbers in parts.items()}
+
+
+def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
+    dataset = ChirpDataset("test", num_pictures, config, compact=True)
+    mean_image = reference_mean(config)
+
+    def draw(rows: Sequence[int]) -> Pictures:
+        samples = [dataset[row] for row in rows]
+        return Pictures(
+            images=np.stack([sample.image for sample in samples]),
+            labels=np.stack([sample.labels for sample in samples]),
+            indices=np.array(rows, dtype=np.int64),
+            patch_labels=np.stack([sample.patch_labels for sample in samples]),
+            masks=_masks_of([sample.coverage for sample in samples]),
+            mean_image=mean_image,
+        )
+
+    identity = {
+        "synthesizer": "data_synth",
+        "version": SYNTHESIZER_VERSION,
+        "split": "test",
+        **asdict(config),
+        "baseline": f"mean of training pictures 0 to {NUM_REFERENCE_PICTURES - 1}",
+    }
+    return PictureSource(num_pictures, _remembering(draw), identity)
 
 
 def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
@@ -141,7 +179,7 @@ def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
             return total / NUM_REFERENCE_PICTURES
     except (FileNotFoundError, SafetensorError, KeyError):
         pass  # not there, or not whole: computed anew
-    dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config)
+    dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
     total = np.zeros(shape)
     for index in range(NUM_REFERENCE_PICTURES):
         total += dataset.image(index)
@@ -153,41 +191,52 @@ def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
 
 def _folder(
     folder: Path, num_pictures: int, image_size: int, patch_size: int, target_names: tuple[str, ...]
-) -> Pictures:
-    dataset = open_dataset(str(folder), "all", num_pictures, targets=target_names)
-    count = len(dataset)
+) -> PictureSource:
+    # The mean picture is that of the folder's first pictures, however many are explained: more of them is no new start.
+    dataset = open_dataset(str(folder), "all", max(num_pictures, NUM_REFERENCE_PICTURES), targets=target_names)
+    count = min(num_pictures, len(dataset))
     if count < 2:
         raise ValueError(f"{folder}: expected at least 2 pictures, got {count}")
-    images = []
-    for index in range(count):
-        image = dataset[index]["image"]
-        if image.shape != (image_size, image_size, 3):
-            raise ValueError(
-                f"{folder}: picture {index}: expected {image_size} x {image_size} pixels, got "
-                f"{image.shape[0]} x {image.shape[1]}"
-            )
-        images.append(image)
-    table = pd.read_csv(folder / "metadata.csv")
-    patch_labels, masks = None, None
-    if "mask_file_name" in table:
-        read = [read_mask(_below(folder, name), image_size, patch_size) for name in table["mask_file_name"][:count]]
-        patch_labels = np.stack([labels for _, labels in read])
-        masks = {
-            name: np.stack(
-                [coverage[[REGIONS.index(p) for p in SCORED_REGIONS[name]]].sum(axis=0) for coverage, _ in read]
-            )
-            for name in PIXEL_REGIONS
-        }
-    stacked = np.stack(images)
-    return Pictures(
-        images=stacked,
-        labels=read_labels(dataset, count),
-        indices=np.arange(count),
-        patch_labels=patch_labels,
-        masks=masks,
-        mean_image=stacked.mean(axis=0, dtype=np.float64),
-        identity={"folder": folder.name, "baseline": "mean of the pictures themselves", "masks": masks is not None},
-    )
+    num_averaged = min(len(dataset), NUM_REFERENCE_PICTURES)
+    total = np.zeros((image_size, image_size, 3))
+    for row in range(num_averaged):
+        total += _read(folder, dataset, row, image_size)["image"]
+    mean_image = total / num_averaged
+    table = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+    mask_names = table["mask_file_name"].tolist() if "mask_file_name" in table else None
+
+    def draw(rows: Sequence[int]) -> Pictures:
+        items = [_read(folder, dataset, row, image_size) for row in rows]
+        read = (
+            None
+            if mask_names is None
+            else [read_mask(_below(folder, mask_names[row]), image_size, patch_size) for row in rows]
+        )
+        return Pictures(
+            images=np.stack([item["image"] for item in items]),
+            labels=np.stack([item["labels"] for item in items]),
+            indices=np.array(rows, dtype=np.int64),
+            patch_labels=None if read is None else np.stack([labels for _, labels in read]),
+            masks=None if read is None else _masks_of([coverage for coverage, _ in read]),
+            mean_image=mean_image,
+        )
+
+    identity = {
+        "folder": folder.name,
+        "baseline": f"mean of the first {num_averaged} pictures of the folder",
+        "masks": mask_names is not None,
+    }
+    return PictureSource(count, _remembering(draw), identity)
+
+
+def _read(folder: Path, dataset: LabelledPictures, row: int, image_size: int) -> dict[str, NDArray[Any]]:
+    item = dataset[row]
+    if item["image"].shape != (image_size, image_size, 3):
+        height, width = item["image"].shape[:2]
+        raise ValueError(
+            f"{folder}: picture {row}: expected {image_size} x {image_size} pixels, got {height} x {width}"
+        )
+    return item
 
 
 def _below(folder: Path, name: object) -> Path:

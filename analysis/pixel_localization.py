@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from analysis.intervals import bootstrap_interval, index_counts, weighted_mean
 from analysis.localization import adjusted_for_chance, chance_per_picture, per_picture
-from analysis.ranked_maps import locate, rank_maps
+from analysis.ranked_maps import PICTURES_AT_ONCE, Blocks, locate, rank_maps
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,6 @@ COLUMNS = (
     *("ci_low", "ci_high", "n", "ceiling"),
 )
 _HALF = 0.5 - 1e-6
-_PICTURES_AT_ONCE = 16
 
 
 def pixel_masks(coverage: NDArray[np.floating], regions: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:
@@ -84,7 +83,7 @@ def iou_ceiling(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
 
 def pixel_localization_table(
     maps: Mapping[str, NDArray[np.floating]],
-    coverage: NDArray[np.floating],
+    coverage: Blocks,
     regions: Mapping[str, Sequence[int]],
     indices: NDArray[np.integer],
     *,
@@ -99,7 +98,8 @@ def pixel_localization_table(
     """
     if not maps or not regions:
         raise ValueError(f"pixel localization: expected methods and regions, got {len(maps)} and {len(regions)}")
-    masks = pixel_masks(coverage, regions)
+    if len(coverage.shape) != 4:
+        raise ValueError(f"coverage: expected floats [image region row col], got {list(coverage.shape)}")
     num_images, _, num_rows, num_cols = coverage.shape
     index_counts(indices, num_images)
     for name, scores in maps.items():
@@ -108,19 +108,25 @@ def pixel_localization_table(
                 f"{name}: expected maps [image row col] of {num_images} pictures on {num_rows} x {num_cols} pixels "
                 f"or {grid[0]} x {grid[1]} patches, got {list(np.shape(scores))}"
             )
-    measured = [_measure(name, scores, masks) for name, scores in maps.items()]
-    value, chance = (np.stack(part, axis=1) for part in zip(*measured, strict=True))
+    blocks: list[tuple[Floats, Floats, Floats]] = []
+    for start in range(0, num_images, PICTURES_AT_ONCE):
+        rows = slice(start, start + PICTURES_AT_ONCE)
+        masks = pixel_masks(coverage[rows], regions)
+        measured = [_measure(f"{name}, pictures from {start}", found[rows], masks) for name, found in maps.items()]
+        values, chances = (np.stack(part, axis=1) for part in zip(*measured, strict=True))
+        blocks.append((values, chances, np.stack([iou_ceiling(mask, grid) for mask in masks.values()], axis=1)))
+    value, chance, ceiling = (np.concatenate(part) for part in zip(*blocks, strict=True))
     columns = value.reshape(num_images, -1)
     found = bootstrap_interval(partial(weighted_mean, columns), indices)
     ones = np.ones((1, num_images))
     mean_chance = weighted_mean(chance.reshape(num_images, -1), ones)[0]
     method, region, metric = (part.ravel() for part in np.indices(value.shape[1:]))
-    ceilings = weighted_mean(np.stack([iou_ceiling(mask, grid) for mask in masks.values()], axis=1), ones)[0]
+    ceilings = weighted_mean(ceiling, ones)[0]
     adjusted = adjusted_for_chance(found.value, mean_chance)
     table = pd.DataFrame(
         {
             "method": np.array(list(maps), dtype=object)[method],
-            "region": np.array(list(masks), dtype=object)[region],
+            "region": np.array(list(regions), dtype=object)[region],
             "metric": np.array(PIXEL_METRICS, dtype=object)[metric],
             "value": found.value,
             "chance": mean_chance,
@@ -135,19 +141,15 @@ def pixel_localization_table(
 
 
 def _measure(name: str, maps: NDArray[np.floating], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[Floats, Floats]:
-    """Metrics of one method and their chance, each `[image region metric]`, a few pictures at a time."""
-    values: list[Floats] = []
-    chances: list[Floats] = []
-    for start in range(0, len(maps), _PICTURES_AT_ONCE):
-        block = slice(start, start + _PICTURES_AT_ONCE)
-        here = {region: mask[block] for region, mask in masks.items()}
-        num_rows, num_cols = next(iter(here.values())).shape[1:]
-        try:
-            ranked = rank_maps(draw_patches(np.asarray(maps)[block], num_rows, num_cols))
-        except ValueError as error:
-            raise ValueError(f"{name}, pictures from {start}: {error}") from error
-        views = [locate(ranked, mask) for mask in here.values()]
-        for rows, measure in ((values, per_picture), (chances, chance_per_picture)):
-            found = [measure(view, None, PIXEL_METRICS) for view in views]
-            rows.append(np.stack([[region[key] for key in PIXEL_METRICS] for region in found]).transpose(2, 0, 1))
-    return np.concatenate(values), np.concatenate(chances)
+    """Metrics of one method and their chance, each `[image region metric]`."""
+    num_rows, num_cols = next(iter(masks.values())).shape[1:]
+    try:
+        ranked = rank_maps(draw_patches(np.asarray(maps), num_rows, num_cols))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    views = [locate(ranked, mask) for mask in masks.values()]
+    found = []
+    for measure in (per_picture, chance_per_picture):
+        regions = [measure(view, None, PIXEL_METRICS) for view in views]
+        found.append(np.stack([[region[key] for key in PIXEL_METRICS] for region in regions]).transpose(2, 0, 1))
+    return found[0], found[1]

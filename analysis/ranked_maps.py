@@ -7,7 +7,7 @@ Gives: :class:`RankedMaps` and :class:`Located`. Does not know: metrics, models,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,25 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", bound=np.generic)
 _ROUNDING = 1e-12
+PICTURES_AT_ONCE = 16
+
+
+class Blocks(Protocol):
+    """An array whose first axis is the image, perhaps on disk, of which some pictures at a time are read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
+def some_maps(maps: Blocks, which: slice) -> NDArray[Any]:
+    """Maps of these numbers, `[image map row col]`, of `[image ... row col]`, read a few pictures at a time."""
+    found = []
+    for start in range(0, maps.shape[0], PICTURES_AT_ONCE):
+        block = np.asarray(maps[start : start + PICTURES_AT_ONCE])
+        # A copy, so that the rest of the block can go.
+        found.append(block.reshape(len(block), -1, *maps.shape[-2:])[:, which].copy())
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every table of a run, by file name, from per-picture results.
 
-Takes :class:`~analysis.explain.Explained`, the pictures and the shared bootstrap; gives pandas tables. Tables that need
+Takes :class:`~analysis.explain.Explained` and the shared bootstrap; gives pandas tables. Tables that need
 masks are made only where the pictures have them.
 """
 
@@ -11,10 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.agreement import agreement_table
-from analysis.explain import Explained, chosen_methods, method_settings
-from analysis.localization import localization_table
+from analysis.explain import Explained
+from analysis.intervals import ESTIMATORS
+from analysis.localization_table import localization_table
 from analysis.models import OpenedModel
-from analysis.pictures import PIXEL_REGIONS, Pictures, region_indices
+from analysis.passes import PIXEL, chosen_methods, method_settings
+from analysis.pictures import PIXEL_REGIONS, region_indices
 from analysis.pixel_localization import pixel_localization_table
 from analysis.scorecard import head_scores_table, methods_table, oriented, scorecard_table
 from analysis.settings import CompareSettings
@@ -29,20 +31,19 @@ TABLES = ("head_scorecard", "head_scores", "methods", "agreement", "localization
 def run_tables(
     settings: CompareSettings,
     opened: OpenedModel,
-    pictures: Pictures,
     explained: Explained,
     indices: NDArray[np.integer],
 ) -> dict[str, pd.DataFrame]:
     """head_scorecard, head_scores, methods, agreement; with masks localization and pixel_localization too."""
-    config, layout = opened.model.config, head_layout(opened.model)
+    config, layout, survey = opened.model.config, head_layout(opened.model), explained.survey
     head_methods = chosen_methods(settings.methods)
     tables: dict[str, pd.DataFrame] = {}
-    if pictures.patch_labels is not None:
+    if survey.patch_labels is not None:
         tables["localization"] = pd.concat(
             [
                 localization_table(
                     maps,
-                    pictures.patch_labels,
+                    survey.patch_labels,
                     region_indices(),
                     query,
                     settings.seed,
@@ -54,10 +55,10 @@ def run_tables(
             ],
             ignore_index=True,
         )
-    if pictures.masks is not None and explained.pixel_maps:
+    if survey.masks is not None and explained.pixel_maps:
         tables["pixel_localization"] = pixel_localization_table(
-            {f"pixel_{name}": maps for name, maps in explained.pixel_maps.items()},
-            np.stack([pictures.masks[name] for name in PIXEL_REGIONS], axis=1),
+            {PIXEL + name: maps for name, maps in explained.pixel_maps.items()},
+            survey.masks,
             {name: (place,) for place, name in enumerate(PIXEL_REGIONS)},
             indices,
             grid=(layout.num_rows, layout.num_cols),
@@ -76,13 +77,15 @@ def run_tables(
         tables["head_scores"] = head_scores_table(explained.scores, head_methods, indices)
         tables["agreement"] = agreement_table(
             {name: oriented(found, head_methods[name]) for name, found in explained.scores.items()},
-            {"ablation_zero": explained.truth.delta_loss},
+            {explained.truth.name: explained.truth.delta_loss},
             {name: method.signed for name, method in head_methods.items()},
             indices,
             settings.seed,
+            estimators=("mean",) if explained.truth.is_estimated else tuple(ESTIMATORS),
+            absolute=not explained.truth.is_estimated,
         )
     pixel_methods = chosen_methods(settings.methods, PIXEL_METHODS)
-    named = head_methods | {f"pixel_{name}": method for name, method in pixel_methods.items()}
+    named = head_methods | {PIXEL + name: method for name, method in pixel_methods.items()}
     timings = {name: explained.timings.get(name, {}) for name in named}
     tables["methods"] = methods_table(
         named,

@@ -1,19 +1,22 @@
-"""Scores on disk: one safetensors file per method, made piece by piece, reused when nothing about them changed.
+"""Scores on disk: one safetensors file per name, made of pieces, of which those that are stored are not computed again.
 
-Takes a folder, an identity (what the scores depend on) and a function from a slice of pictures to arrays; gives the
-arrays of all pictures. A finished piece is a file; a killed run does at most one piece twice and ends with the same
-bytes. Knows neither models nor methods.
+Takes a folder, a name, what the scores depend on besides pictures, and the arrays of a piece (some pictures); gives the
+arrays of all pictures. A finished piece is a file of its own (``<name>.parts/``) until all are there; then they are
+joined, piece by piece, in ``<name>.safetensors``, which remembers what each of its pieces was made of. Every file
+appears whole or not at all. Knows neither models nor methods.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +26,130 @@ from safetensors.numpy import save
 from analysis.report import write_atomically
 
 Arrays = dict[str, NDArray[Any]]
+# The only entry of a file's metadata: safetensors writes several in an order that changes from call to call.
+ENTRY = "scores"
+KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
-class ScoreFolder:
-    """Where scores live, what all of them depend on, and how many pictures make a piece."""
+class Piece:
+    """Some pictures, computed together: their numbers in the data set, and a digest of all there is of them."""
+
+    rows: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Where the scores of one name live; ``identity`` is a digest of what they depend on besides pictures."""
 
     folder: Path
-    identity: Mapping[str, Any]
-    num_pictures: int
-    pictures_per_piece: int = 16
+    name: str
+    identity: str
 
-    def pieces(self) -> list[slice]:
-        """Slices of the pictures, in order."""
-        step = self.pictures_per_piece
-        return [slice(start, min(start + step, self.num_pictures)) for start in range(0, self.num_pictures, step)]
+    @property
+    def path(self) -> Path:
+        """The file of all pieces."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def parts(self) -> Path:
+        """The folder of finished pieces that are not joined yet."""
+        return self.folder / f"{self.name}.parts"
+
+    def part(self, piece: Piece) -> Path:
+        """The file of one finished piece."""
+        return self.parts / f"{piece.rows[0]:06d}-{piece.rows[-1] + 1:06d}-{piece.sha256[:8]}.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a finished piece lies: rows ``start`` to ``start + count`` of the arrays of a file."""
+
+    path: Path
+    start: int
+    count: int
+
+
+def score_file(folder: Path, name: str, depends_on: Mapping[str, Any]) -> ScoreFile:
+    """The scores of a name; another value in ``depends_on`` makes them other scores."""
+    description = json.dumps({"name": name, **depends_on}, sort_keys=True, default=str)
+    return ScoreFile(folder, name, hashlib.sha256(description.encode()).hexdigest())
+
+
+def stored_pieces(file: ScoreFile) -> dict[str, Stored]:
+    """Every finished piece of these scores, by the digest of its pictures. What is not readable is not there."""
+    found: dict[str, Stored] = {}
+    for path in (*sorted(file.parts.glob("*.safetensors")), file.path):
+        start = 0
+        for count, sha256 in _pieces_in(path, file.identity):
+            found[sha256] = Stored(path, start, count)
+            start += count
+    return found
+
+
+def store_piece(file: ScoreFile, piece: Piece, arrays: Arrays, record: Mapping[str, Any]) -> Path:
+    """Store the arrays of a piece, whose first axis is the image. ``record`` is anything to be remembered until pieces
+    are joined (:func:`piece_records`)."""
+    for key, values in arrays.items():
+        if len(values) != len(piece.rows):
+            raise ValueError(f"{file.name}, {key}: expected {len(piece.rows)} pictures, got {list(np.shape(values))}")
+    file.parts.mkdir(parents=True, exist_ok=True)
+    entry = _entry(file.identity, [(len(piece.rows), piece.sha256)], record)
+    content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {ENTRY: entry})
+    return write_atomically(file.part(piece), content)
+
+
+def piece_records(file: ScoreFile) -> dict[str, dict[str, Any]]:
+    """What :func:`store_piece` was told to remember, for the pieces that are not joined yet."""
+    found = {}
+    for path in sorted(file.parts.glob("*.safetensors")):
+        entry = _read_entry(path)
+        if entry.get("identity") == file.identity:
+            found[entry["pieces"][0][1]] = entry["record"]
+    return found
+
+
+def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
+    """Make the file of all these pieces, in this order, from what is stored; only one piece at a time is in memory.
+
+    Raises ValueError where one is missing. The bytes depend on the scores alone, not on how they came together.
+    """
+    names = [(len(piece.rows), piece.sha256) for piece in pieces]
+    if _pieces_in(file.path, file.identity) != names:
+        stored = stored_pieces(file)
+        missing = sum(sha256 not in stored for _, sha256 in names)
+        if missing:
+            raise ValueError(f"{file.path}: {len(names) - missing} of {len(names)} pieces are there, expected all")
+        with _replacing(file.path) as target:
+            _join([stored[sha256] for _, sha256 in names], _entry(file.identity, names, None), target)
+    remove_parts(file)
+
+
+def remove_parts(file: ScoreFile) -> None:
+    """Take out the pieces that are not joined yet, and nothing else."""
+    for path in file.parts.glob("*.safetensors"):
+        path.unlink(missing_ok=True)
+    _remove_empty(file.parts)
+
+
+def remove_scores(folder: Path) -> None:
+    """Take out every score file and finished piece below a folder; files made by others stay."""
+    for pattern in ("*.safetensors", "*.parts/*.safetensors"):
+        for path in sorted(folder.glob(pattern)):
+            if _read_entry(path):
+                path.unlink(missing_ok=True)
+    for parts in folder.glob("*.parts"):
+        _remove_empty(parts)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Take out what a killed run was writing."""
+    for pattern in (".*.tmp", "*.parts/.*.tmp"):
+        for path in folder.glob(pattern):
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def read_scores(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -49,52 +161,74 @@ def read_scores(path: Path) -> tuple[Arrays, dict[str, str]]:
         raise ValueError(f"{path}: expected a safetensors file of scores ({error})") from error
 
 
-def compute_scores(
-    scores: ScoreFolder,
-    name: str,
-    settings: Mapping[str, Any],
-    compute: Callable[[slice], Arrays],
-    *,
-    on_piece: Callable[[int], None] | None = None,
-) -> tuple[Arrays, bool]:
-    """Arrays of all pictures, from disk if their identity and settings are unchanged, else computed piece by piece.
-
-    The first axis of every array is the image. ``on_piece`` is told the number of pictures of every piece that is done.
-    Returns the arrays and whether anything had to be computed.
-    """
-    description = json.dumps({"name": name, **scores.identity, **settings}, sort_keys=True, default=str)
-    digest = hashlib.sha256(description.encode()).hexdigest()
-    path = scores.folder / f"{name}.safetensors"
-    if _matches(path, digest):
-        if on_piece is not None:
-            on_piece(scores.num_pictures)
-        return read_scores(path)[0], False
-    parts = scores.folder / f"{name}.parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    found: list[Arrays] = []
-    for piece in scores.pieces():
-        part = parts / f"{piece.start:06d}-{piece.stop:06d}.safetensors"
-        if not _matches(part, digest):
-            _write(part, compute(piece), digest)
-        found.append(read_scores(part)[0])
-        if on_piece is not None:
-            on_piece(piece.stop - piece.start)
-    arrays = {key: np.concatenate([piece[key] for piece in found]) for key in found[0]}
-    _write(path, arrays, digest)
-    shutil.rmtree(parts)
-    return arrays, True
+def _remove_empty(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # another process may be faster
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def _write(path: Path, arrays: Arrays, digest: str) -> None:
-    # One entry alone: safetensors writes several in an order that changes from call to call.
-    metadata = {"identity": digest}
-    write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata))
+def _entry(identity: str, pieces: Sequence[tuple[int, str]], record: Mapping[str, Any] | None) -> str:
+    entry = {"identity": identity, "pieces": [list(piece) for piece in pieces]}
+    return json.dumps(entry if record is None else entry | {"record": dict(record)}, sort_keys=True)
 
 
-def _matches(path: Path, digest: str) -> bool:
-    if not path.exists():
-        return False
+def _read_entry(path: Path) -> dict[str, Any]:
+    """What a score file says of itself; empty for anything that is no score file of this make."""
     try:
-        return read_scores(path)[1].get("identity") == digest
-    except ValueError:
-        return False
+        with safe_open(path, framework="numpy") as file:
+            entry = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
+    except (SafetensorError, FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return entry if isinstance(entry, dict) and {"identity", "pieces"} <= set(entry) else {}
+
+
+def _pieces_in(path: Path, identity: str) -> list[tuple[int, str]]:
+    entry = _read_entry(path)
+    return [(count, sha256) for count, sha256 in entry["pieces"]] if entry.get("identity") == identity else []
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of ``path`` when all of it is on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _join(stored: Sequence[Stored], entry: str, target: IO[bytes]) -> None:
+    """Write a safetensors file of the pieces, byte by byte as ``safetensors`` itself would."""
+    shapes = [_shapes(place) for place in stored]
+    for place, other in zip(stored, shapes, strict=True):
+        if other != shapes[0]:
+            raise ValueError(f"{place.path}: holds {other}, expected {shapes[0]} as in {stored[0].path}")
+    num_images = sum(place.count for place in stored)
+    # Wider numbers first, then by name: the order of the format's own writer, which keeps all of them aligned.
+    keys = sorted(shapes[0], key=lambda key: (-np.dtype(shapes[0][key][0]).itemsize, key))
+    header: dict[str, Any] = {"__metadata__": {ENTRY: entry}}
+    offset = 0
+    for key in keys:
+        dtype, shape = shapes[0][key]
+        size = np.dtype(dtype).itemsize * num_images * int(np.prod(shape, dtype=np.int64))
+        header[key] = {"dtype": KINDS[dtype], "shape": [num_images, *shape], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    target.write(len(text).to_bytes(8, "little") + text)
+    for key in keys:
+        for place in stored:
+            with safe_open(place.path, framework="numpy") as file:
+                block = file.get_slice(key)[place.start : place.start + place.count]
+            target.write(np.ascontiguousarray(block).tobytes())
+
+
+def _shapes(place: Stored) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape per picture of every array."""
+    with safe_open(place.path, framework="numpy") as file:
+        empty = {key: file.get_slice(key)[:1] for key in file.keys()}
+    return {key: (str(values.dtype), values.shape[1:]) for key, values in empty.items()}

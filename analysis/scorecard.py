@@ -30,7 +30,8 @@ class Truth:
 
     Where they are estimated (:mod:`analysis.estimate`) the effects are pseudo-values, of which means alone mean
     anything; ``is_swept`` [layer head] then tells the heads whose effects are exact nevertheless, and ``r2``
-    [layer head] how much of the variance over pictures the predictor explains.
+    [layer head] how much of the variance over pictures the predictor explains, ``num_swept`` how many pictures were
+    swept.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Truth:
     intact_loss: Floats
     is_swept: NDArray[np.bool_] | None = None
     r2: Floats | None = None
+    num_swept: int | None = None
 
     @property
     def name(self) -> str:

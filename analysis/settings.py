@@ -22,7 +22,8 @@ class CompareSettings:
 
     ``model``: ``bundled``, a folder written by ``attribution.finetune``, or ``tiny-random`` (a control: a small random
     network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the
-    path integrals of head methods, ``pixel_steps`` of pixel methods.
+    path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep, the effects on
+    the others are estimated; None sweeps all.
     """
 
     output_dir: str | None = None
@@ -32,6 +33,7 @@ class CompareSettings:
     num_pictures: int = 16
     steps: int = 16
     pixel_steps: int = 8
+    estimate: int | None = None
     batch_size: int = 16
     bootstrap_replicates: int = 2000
     num_permutations: int = 9999
@@ -44,6 +46,14 @@ class CompareSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+        if self.estimate is not None and (
+            not isinstance(self.estimate, int) or isinstance(self.estimate, bool) or not 3 <= self.estimate
+        ):
+            raise ValueError(f"estimate: expected a whole number >= 3, got {self.estimate!r}")
+        if self.estimate is not None and self.estimate >= self.num_pictures:
+            raise ValueError(
+                f"estimate: expected fewer pictures than num_pictures ({self.num_pictures}), got {self.estimate}"
+            )
         for name in ("model", "data", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")

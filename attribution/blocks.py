@@ -6,7 +6,7 @@ from a block's output to the predictions, of which the last block computes the f
 gradients of weights. `take_apart` gives None for any other model, and where a hook sits on a part it would pass by.
 
 Equal to the model within rounding: attention goes through torch's fused kernel, LayerScale and LoRA are folded into
-the weights, and the last block's keys and values are never formed.
+the weights, and the last block's keys and values are never formed. `parts_of` looks whether that holds.
 """
 
 from collections.abc import Callable
@@ -126,6 +126,21 @@ def take_apart(model: ViTRegressor) -> TakenApart | None:
     return TakenApart(
         blocks, lambda pixel_values: embedded(model, pixel_values), lambda state: _read(model, base, state)
     )
+
+
+@torch.no_grad()
+def parts_of(model: ViTRegressor, picture: Tensor) -> TakenApart | None:
+    """`take_apart`, provided that the parts give what the model gives on a picture `[1 3 row col]`; else None."""
+    parts = take_apart(model)
+    if parts is None:
+        return None
+    state = parts.embed(picture)
+    for block in parts.blocks:
+        state = block(state)
+    expected = model(picture)
+    # transformers' ViT takes its softmax in float32 also where the model is float64.
+    bound = max(1e3 * torch.finfo(expected.dtype).eps, 1e-5) * (1 + float(expected.abs().max()))
+    return parts if float((parts.read(state[:, :1]) - expected).abs().max()) <= bound else None
 
 
 def _read(model: ViTRegressor, base: Any, state: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ taken and the backward pass ends at the first block's gates. Does not know pixel
 Sign: positive = removing the head raises the loss. Removing moves a gate from 1 to 0, so gradients, gradient × input
 and integrated gradients of the loss are negated. The `_out` forms attribute every output instead and compose the
 predicted change of the loss from them (`composed_loss_change`): the loss gradient alone sees only the part of the
-change that is linear in the residual.
+change that is linear in the residual. `gate_ixg_out` takes the same derivatives at the contexts the gates multiply,
+which is cheaper (`attribution.contributions`).
 """
 
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
+from attribution.contributions import output_contributions
 from attribution.vit import ViTRegressor, attention_modules, gated, loss_per_image, num_heads_of, require_eval
+
+PICTURES_PER_PASS = 8
 
 
 def gate_saliency(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -46,28 +50,29 @@ def gate_ig_with_delta(model: ViTRegressor, batch: Batch, settings: MethodSettin
 
 
 def gate_ixg_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
-    """Composed loss change from g·∂ŷ_k/∂g: one forward, one backward per target."""
+    """Composed loss change from g·∂ŷ_k/∂g at g = 1: one forward, one backward per target.
 
-    def removed(gates: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        predictions, gradients = _output_gradients(model, gates, pixel_values)
-        return predictions, gradients * gates[:, None]
-
-    return _composed(model, batch, settings, removed)
+    The most pictures in one pass are 8, or fewer by the settings: larger passes are no faster and hold larger graphs.
+    """
+    batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
+    predictions, removed = output_contributions(model, batch, batch_size=batch_size)
+    return composed_loss_change(predictions, batch.labels, removed)
 
 
 def gate_ig_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Composed loss change from the integrated gradients of each ŷ_k: per step one forward, one backward per target."""
     nodes, weights = gauss_legendre(settings.steps)
 
-    def removed(gates: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def attribute(gates: Tensor, args: tuple[Tensor, Tensor]) -> Tensor:
+        pixel_values, labels = args
         with torch.no_grad():
             predictions = model(pixel_values)
         total = torch.zeros(())
         for node, weight in zip(nodes, weights, strict=True):
-            total = total + weight * _output_gradients(model, gates * node, pixel_values)[1]
-        return predictions, total
+            total = total + weight * _output_gradients(model, gates * node, pixel_values)
+        return composed_loss_change(predictions, labels, total)
 
-    return _composed(model, batch, settings, removed)
+    return _by_chunks(model, batch, settings, attribute)
 
 
 def composed_loss_change(predictions: Tensor, labels: Tensor, removed: Tensor) -> Tensor:
@@ -147,24 +152,10 @@ def _integrated(model: ViTRegressor, batch: Batch, settings: MethodSettings, wit
     return _by_chunks(model, batch, settings, attribute), torch.cat(deltas)
 
 
-def _output_gradients(model: ViTRegressor, gates: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions `[image target]` and ∂ŷ_k/∂g `[image target layer*head]`: one forward, one backward per target."""
+def _output_gradients(model: ViTRegressor, gates: Tensor, pixel_values: Tensor) -> Tensor:
+    """∂ŷ_k/∂g `[image target layer*head]`: one forward, one backward per target."""
     gates = gates.detach().requires_grad_()
     with torch.enable_grad():
-        predictions = _gated_outputs(model, gates, pixel_values)
-        gradients = [torch.autograd.grad(output.sum(), gates, retain_graph=True)[0] for output in predictions.unbind(1)]
-    return predictions.detach(), torch.stack(gradients, dim=1)
-
-
-def _composed(
-    model: ViTRegressor,
-    batch: Batch,
-    settings: MethodSettings,
-    removed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> Tensor:
-    def attribute(gates: Tensor, args: tuple[Tensor, Tensor]) -> Tensor:
-        pixel_values, labels = args
-        predictions, contributions = removed(gates.detach(), pixel_values)
-        return composed_loss_change(predictions, labels, contributions)
-
-    return _by_chunks(model, batch, settings, attribute)
+        sums = _gated_outputs(model, gates, pixel_values).sum(0).unbind()
+        gradients = [torch.autograd.grad(value, gates, retain_graph=True)[0] for value in sums]
+    return torch.stack(gradients, dim=1)

@@ -1,8 +1,9 @@
 """What the heads attend to: attention maps, their summaries, and the heads' contexts.
 
 Takes a model in eval mode with eager attention and preprocessed pictures; gives maps `[image layer head row col]` and
-numbers `[image layer head]`. Attention is reduced inside the forward pass, so nothing of size `[query key]` outlives
-it. Does not know labels, losses or gradients.
+numbers `[image layer head]`. Whatever needs nothing but attention weights can share one forward pass
+(`read_attention`): the weights `[query key]` of a few pictures at a time are held, read by all, and dropped. Does not
+know labels, losses or gradients.
 
 Conventions. `cls` is the row of the token the prediction is read from; `mean` is the mean row of the patch queries.
 Special tokens (CLS, registers) are dropped as keys and the rest divided by its sum; nothing is min-max scaled.
@@ -27,6 +28,7 @@ from attribution.vit import (
 )
 
 QUERIES = ("cls", "mean")
+PICTURES_PER_PASS = 8  # the attention of 8 pictures of 257 tokens in 12 layers of 6 heads takes 150 MB in float32
 Reduced = TypeVar("Reduced")
 
 
@@ -86,10 +88,33 @@ def attentions(
 
 
 @torch.no_grad()
+def read_attention(
+    model: ViTRegressor,
+    pixel_values: Tensor,
+    read: Callable[[list[Tensor]], dict[str, Tensor]],
+    *,
+    batch_size: int = PICTURES_PER_PASS,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Predictions `[image target]`, and by name what `read` makes of the attention weights, joined over pictures.
+
+    `read` is given the weights `[image head query key]` of every layer, of at most `batch_size` pictures (never more
+    than `PICTURES_PER_PASS`) at a time; its tensors have the image as first axis. Raises `ValueError` for a model in
+    train mode or without attention weights.
+    """
+    require_eval(model)
+    outputs: list[Tensor] = []
+    found: list[dict[str, Tensor]] = []
+    for part in pixel_values.split(min(batch_size, PICTURES_PER_PASS)):
+        predictions, layers = attentions(model, part, lambda weights: weights)
+        outputs.append(predictions)
+        found.append(read(layers))
+    return torch.cat(outputs), {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
 def attention_maps(
-    model: ViTRegressor, pixel_values: Tensor, queries: Sequence[str] = QUERIES, *, batch_size: int = 16
+    model: ViTRegressor, pixel_values: Tensor, queries: Sequence[str] = QUERIES, *, batch_size: int = PICTURES_PER_PASS
 ) -> HeadMaps:
-    """Maps, special-token mass, entropy and attention distance of every head, `batch_size` pictures per pass.
+    """Maps, special-token mass, entropy and attention distance of every head, a few pictures per pass.
 
     Raises `ValueError` for a model in train mode or without attention weights, and for an unknown query.
     """
@@ -100,19 +125,29 @@ def attention_maps(
             f"queries: expected some of {', '.join(QUERIES)}, got {', '.join(map(str, queries)) or 'none'}"
         )
     layout = layout_with_cls(model)
-    distances = _patch_distances(layout).to(pixel_values)
-    parts: list[dict[str, Tensor]] = []
-    for part in pixel_values.split(batch_size):
-        _, layers = attentions(model, part, lambda weights: _summaries(weights, layout, queries, distances))
-        parts.append({name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]})
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    grid = (layout.num_rows, layout.num_cols)
-    return HeadMaps(
-        maps={query: joined[f"{query} map"].unflatten(-1, grid) for query in queries},
-        special_mass={query: joined[f"{query} special"] for query in queries},
-        entropy={query: joined[f"{query} entropy"] for query in queries},
-        distance_patches=joined["distance"],
+    _, found = read_attention(
+        model, pixel_values, lambda layers: map_arrays(layers, layout, queries), batch_size=batch_size
     )
+    return HeadMaps(
+        maps={query: found[f"{query}_map"] for query in queries},
+        special_mass={query: found[f"{query}_special_mass"] for query in queries},
+        entropy={query: found[f"{query}_entropy"] for query in queries},
+        distance_patches=found["attention_distance"],
+    )
+
+
+def map_arrays(layers: list[Tensor], layout: HeadLayout, queries: Sequence[str] = QUERIES) -> dict[str, Tensor]:
+    """What `HeadMaps` holds, by name, from the attention weights `[image head query key]` of every layer.
+
+    For each query `<query>_map` [image layer head row col], `<query>_special_mass` and `<query>_entropy` [image layer
+    head]; and `attention_distance` [image layer head].
+    """
+    distances = _patch_distances(layout).to(layers[0])
+    by_layer = [_summaries(weights, layout, queries, distances) for weights in layers]
+    joined = {name: torch.stack([layer[name] for layer in by_layer], dim=1) for name in by_layer[0]}
+    for query in queries:
+        joined[f"{query}_map"] = joined[f"{query}_map"].unflatten(-1, (layout.num_rows, layout.num_cols))
+    return joined
 
 
 @torch.no_grad()
@@ -141,14 +176,30 @@ def contexts(model: ViTRegressor, pixel_values: Tensor, *, batch_size: int = 16)
 
 def cls_mass(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Head score: the part of the CLS query's attention that falls on patches, `[image layer head]` in [0, 1]."""
+    return by_attention(cls_mass_of, model, batch, settings)
+
+
+def cls_mass_of(layers: list[Tensor], layout: HeadLayout) -> Tensor:
+    """`cls_mass` from the attention weights `[image head query key]` of every layer."""
+    return torch.stack([weights[:, :, 0, layout.num_special_tokens :].sum(-1) for weights in layers], dim=1)
+
+
+def by_attention(
+    of_attention: Callable[[list[Tensor], HeadLayout], Tensor],
+    model: ViTRegressor,
+    batch: Batch,
+    settings: MethodSettings,
+) -> Tensor:
+    """A forward pass for the sake of one function of the attention weights; its tensor, joined over pictures."""
     require_eval(model)
-    special = layout_with_cls(model).num_special_tokens
-    parts = []
-    with torch.no_grad():
-        for part in batch.chunks(settings.internal_batch_size):
-            _, layers = attentions(model, part.pixel_values, lambda weights: weights[:, :, 0, special:].sum(-1))
-            parts.append(torch.stack(layers, dim=1))
-    return torch.cat(parts)
+    layout = layout_with_cls(model)
+    _, found = read_attention(
+        model,
+        batch.pixel_values,
+        lambda layers: {"values": of_attention(layers, layout)},
+        batch_size=settings.internal_batch_size,
+    )
+    return found["values"]
 
 
 def layout_with_cls(model: ViTRegressor) -> HeadLayout:
@@ -173,12 +224,12 @@ def _patch_distances(layout: HeadLayout) -> Tensor:
 def _summaries(weights: Tensor, layout: HeadLayout, queries: Sequence[str], distances: Tensor) -> dict[str, Tensor]:
     special = layout.num_special_tokens
     patch_rows = over_patches(weights[:, :, special:, special:])  # [image head query key]
-    summaries = {"distance": torch.einsum("bhqk,qk->bhq", patch_rows, distances).mean(-1)}
+    summaries = {"attention_distance": torch.einsum("bhqk,qk->bhq", patch_rows, distances).mean(-1)}
     for query in queries:
         row = weights[:, :, 0] if query == "cls" else weights[:, :, special:].mean(2)  # [image head key]
-        summaries[f"{query} map"] = over_patches(row[..., special:])
-        summaries[f"{query} special"] = row[..., :special].sum(-1)
-        distribution = summaries["cls map"] if query == "cls" else patch_rows
+        summaries[f"{query}_map"] = over_patches(row[..., special:])
+        summaries[f"{query}_special_mass"] = row[..., :special].sum(-1)
+        distribution = summaries["cls_map"] if query == "cls" else patch_rows
         entropy = torch.special.entr(distribution).sum(-1)
-        summaries[f"{query} entropy"] = entropy if query == "cls" else entropy.mean(-1)
+        summaries[f"{query}_entropy"] = entropy if query == "cls" else entropy.mean(-1)
     return summaries

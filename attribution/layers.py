@@ -8,14 +8,17 @@ Sign: positive = removing the head raises the loss, hence the negated attributio
 error to report: the residual stream passes the contexts by, so one block's scores need not add up to the loss change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
-from captum.attr import LayerIntegratedGradients
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
+from attribution.contributions import contexts_in_graph, summed_per_head
 from attribution.gates import composed_loss_change, gauss_legendre
+from attribution.heads import contexts
+from attribution.prefix import prefix_states, starting_at
 from attribution.vit import (
     ViTRegressor,
     attention_modules,
@@ -55,35 +58,79 @@ def conductance_out(model: ViTRegressor, batch: Batch, settings: MethodSettings)
     return torch.cat(parts)
 
 
-def layer_ig(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
-    """Minus the integrated gradients of ℓ along the straight line between a block's contexts at baseline and picture.
+def internal_influence(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """Minus the internal influence on ℓ (Leino et al. 2018, 1802.03788) times the picture's context.
 
-    Captum's LayerIntegratedGradients, one block at a time: given a list, it moves all blocks at once, which for blocks
-    that feed each other is another quantity.
+    The influence of a context is its mean gradient on the way from the baseline picture to the picture; a sum of it
+    over channels would depend on their basis, its product with the context does not. Equal to Captum's
+    InternalInfluence block by block, times the context, but all blocks share one forward and one backward per node.
     """
     require_eval(model)
     num_heads = num_heads_of(attention_modules(model)[0])
-
-    def loss(pixel_values: Tensor, labels: Tensor) -> Tensor:
-        return loss_per_image(model(pixel_values), labels)
-
+    nodes, weights = _captum_quadrature(settings.steps)
     parts = []
     for part in batch.chunks(settings.internal_batch_size):
-        blocks = []
-        for projection in output_projections(model):
-            attributed = LayerIntegratedGradients(loss, projection).attribute(
-                part.pixel_values,
-                baselines=part.baseline_pixel_values.expand_as(part.pixel_values),
-                additional_forward_args=(part.labels,),
-                n_steps=settings.steps,
-                method="gausslegendre",
-                internal_batch_size=settings.internal_batch_size,
-                attribute_to_layer_input=True,
-            )
-            context = attributed[0] if isinstance(attributed, tuple) else attributed  # [image token head*head_dim]
-            blocks.append(-_per_head(context.detach(), num_heads))
-        parts.append(torch.stack(blocks, dim=1))
+        ends = contexts(model, part.pixel_values, batch_size=len(part)).flatten(-2)  # [image layer token channel]
+        total = torch.zeros((), device=ends.device)
+        passes = _node_passes(model, part, nodes, settings, _loss_of(part.labels))
+        for (_, gradients), step_sizes in zip(passes, weights.split(_nodes_per_pass(part, settings)), strict=True):
+            # One scalar, the loss: gradients [0] are [node image token channel].
+            flows = [summed_per_head(ends[:, layer] * found[0], num_heads) for layer, found in enumerate(gradients)]
+            total = total + torch.einsum("n,nilh->ilh", step_sizes.to(ends), torch.stack(flows, dim=2))
+        parts.append(-total)
     return torch.cat(parts)
+
+
+def layer_ig(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """Minus the integrated gradients of ℓ along the straight line between a block's contexts at baseline and picture.
+
+    Captum's LayerIntegratedGradients (Sundararajan et al. 2017, 1703.01365), one block at a time: given a list, it
+    moves all blocks at once, which for blocks that feed each other is another quantity. Passes start at the block
+    moved where the model has a list of blocks (`attribution.prefix`), and end there on their way back.
+    """
+    require_eval(model)
+    starts = contexts(model, batch.baseline_pixel_values[None]).flatten(-2)  # [1 layer token channel]
+    return torch.cat(
+        [-_integrated(model, part, settings, starts) for part in batch.chunks(settings.internal_batch_size)]
+    )
+
+
+def _integrated(model: ViTRegressor, batch: Batch, settings: MethodSettings, starts: Tensor) -> Tensor:
+    """Integrated gradients `[image layer head]` of every block's contexts, each on its own line."""
+    num_heads = num_heads_of(attention_modules(model)[0])
+    nodes, weights = _captum_quadrature(settings.steps)
+    nodes_per_pass = _nodes_per_pass(batch, settings)
+    ends = contexts(model, batch.pixel_values, batch_size=len(batch)).flatten(-2)  # [image layer token channel]
+    states = prefix_states(model, batch.pixel_values, len(batch))
+    layers = []
+    for layer in range(ends.shape[1]):
+        start, way = starts[:, layer], ends[:, layer] - starts[:, layer]
+        total = torch.zeros((), device=ends.device)
+        for first in range(0, len(nodes), nodes_per_pass):
+            alphas = nodes[first : first + nodes_per_pass]
+            points = torch.cat([start + alpha * way for alpha in alphas])  # [node*image token channel]
+            entering = None if states is None else states[layer].repeat(len(alphas), 1, 1)
+            gradients = _gradients_at(model, batch, layer, points, entering).unflatten(0, (len(alphas), -1))
+            step_sizes = weights[first : first + nodes_per_pass].to(ends)
+            total = total + torch.einsum("n,nih->ih", step_sizes, summed_per_head(way * gradients, num_heads))
+        layers.append(total)
+    return torch.stack(layers, dim=1)
+
+
+def _gradients_at(model: ViTRegressor, batch: Batch, layer: int, points: Tensor, entering: Tensor | None) -> Tensor:
+    """∂ℓ/∂z at contexts z = `points` `[node*image token channel]` of one block, in a pass that starts at that block.
+
+    `entering` are the states that enter it, once per node; without them the pass is a full one.
+    """
+    points = points.detach().requires_grad_()
+    pixel_values = batch.pixel_values.repeat(len(points) // len(batch), 1, 1, 1)
+    handle = output_projections(model)[layer].register_forward_pre_hook(lambda _, args: (points, *args[1:]))
+    try:
+        with torch.enable_grad(), nullcontext() if entering is None else starting_at(model, layer, entering):
+            [losses] = _loss_of(batch.labels)(model(pixel_values))
+            return torch.autograd.grad(losses.sum(), points)[0]
+    finally:
+        handle.remove()
 
 
 def _loss_of(labels: Tensor) -> Scalars:
@@ -94,9 +141,14 @@ def _loss_of(labels: Tensor) -> Scalars:
     return scalars
 
 
-def _per_head(context: Tensor, num_heads: int) -> Tensor:
-    """Sum `[... token head*head_dim]` over tokens and the head's channels -> `[... head]`."""
-    return context.unflatten(-1, (num_heads, -1)).sum(dim=(-3, -1))
+def _nodes_per_pass(batch: Batch, settings: MethodSettings) -> int:
+    return max(1, settings.internal_batch_size // len(batch))
+
+
+def _captum_quadrature(steps: int) -> tuple[list[float], Tensor]:
+    """Gauss–Legendre nodes, and weights in float32, to which Captum rounds them (6e-8 of a result)."""
+    nodes, weights = gauss_legendre(steps)
+    return nodes, torch.tensor(weights, dtype=torch.float32)
 
 
 def _conductance(model: ViTRegressor, batch: Batch, settings: MethodSettings, scalars: Scalars) -> Tensor:
@@ -108,51 +160,40 @@ def _conductance(model: ViTRegressor, batch: Batch, settings: MethodSettings, sc
     """
     num_heads = num_heads_of(attention_modules(model)[0])
     nodes, _ = gauss_legendre(settings.steps + 1)
-    nodes_per_pass = max(1, settings.internal_batch_size // len(batch))
-    baseline = batch.baseline_pixel_values
     total: Tensor | None = None
     previous: list[tuple[Tensor, Tensor]] = []  # per layer: activation, gradient [scalar] at the last node seen
-    for start in range(0, len(nodes), nodes_per_pass):
-        alphas = nodes[start : start + nodes_per_pass]
-        pictures = torch.cat([baseline + alpha * (batch.pixel_values - baseline) for alpha in alphas])
-        activations, gradients = _contexts_and_gradients(model, pictures, scalars)
-        layers = []
+    for activations, gradients in _node_passes(model, batch, nodes, settings, scalars):
+        layers, last = [], []
         for layer, (activation, gradient) in enumerate(zip(activations, gradients, strict=True)):
-            activation = activation.unflatten(0, (len(alphas), -1))  # [node image token channel]
-            gradient = gradient.unflatten(1, (len(alphas), -1))  # [scalar node image token channel]
-            last = (activation[-1:].clone(), gradient[:, -1:].clone())
-            if start:
+            last.append((activation[-1:].clone(), gradient[:, -1:].clone()))
+            if previous:
                 activation = torch.cat((previous[layer][0], activation))
                 gradient = torch.cat((previous[layer][1], gradient), dim=1)
-                previous[layer] = last
-            else:
-                previous.append(last)
             flow = gradient[:, :-1] * (activation[1:] - activation[:-1])
-            layers.append(_per_head(flow, num_heads).sum(1))  # [scalar image head]
+            layers.append(summed_per_head(flow, num_heads).sum(1))  # [scalar image head]
+        previous = last
         part = torch.stack(layers, dim=2).transpose(0, 1)  # [image scalar layer head]
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _contexts_and_gradients(
-    model: ViTRegressor, pixel_values: Tensor, scalars: Scalars
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Per layer the context `[image token channel]` and the gradients of each scalar `[scalar image token channel]`."""
-    seen: list[Tensor] = []
+def _node_passes(
+    model: ViTRegressor, batch: Batch, nodes: list[float], settings: MethodSettings, scalars: Scalars
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """One forward pass and one backward pass per scalar for some nodes at a time, from baseline picture to picture.
 
-    def hook(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        context = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-        seen.append(context)
-        return (context, *args[1:])
-
-    handles = [projection.register_forward_pre_hook(hook) for projection in output_projections(model)]
-    try:
+    Gives per layer the contexts `[node image token channel]` and the gradients `[scalar node image token channel]`.
+    """
+    nodes_per_pass = _nodes_per_pass(batch, settings)
+    baseline = batch.baseline_pixel_values
+    for first in range(0, len(nodes), nodes_per_pass):
+        alphas = nodes[first : first + nodes_per_pass]
+        pictures = torch.cat([baseline + alpha * (batch.pixel_values - baseline) for alpha in alphas])
         with torch.enable_grad():
-            values = scalars(model(pixel_values))
-            rows = [torch.autograd.grad(value.sum(), seen, retain_graph=True) for value in values]
-    finally:
-        for handle in handles:
-            handle.remove()
-    gradients = [torch.stack([row[layer] for row in rows]) for layer in range(len(seen))]
-    return [context.detach() for context in seen], gradients
+            predictions, seen = contexts_in_graph(model, pictures)
+            values = [scalar.sum() for scalar in scalars(predictions)]
+            rows = [torch.autograd.grad(value, seen, retain_graph=value is not values[-1]) for value in values]
+        sizes = (len(alphas), len(batch))
+        gradients = [torch.stack(layer).unflatten(1, sizes) for layer in zip(*rows, strict=True)]
+        yield [context.detach().unflatten(0, sizes) for context in seen], gradients

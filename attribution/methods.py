@@ -9,61 +9,26 @@ raises the loss; a pixel method gives `[image row col]` and takes a `target` too
 truth.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
+from attribution.controls import layer_index, random_scores
 from attribution.gates import gate_ig, gate_ig_out, gate_ixg, gate_ixg_out, gate_saliency
-from attribution.heads import cls_mass
-from attribution.layers import conductance_out, layer_conductance, layer_ig
+from attribution.heads import cls_mass, cls_mass_of, layout_with_cls, map_arrays, read_attention
+from attribution.layers import conductance_out, internal_influence, layer_conductance, layer_ig
+from attribution.method import Method, cost
 from attribution.pixels import integrated_gradients, saliency
-from attribution.rollout import chefer, chefer_map, rollout, rollout_drop
+from attribution.rollout import chefer, chefer_map, rollout, rollout_drop, rollout_drop_of, rollout_of
 from attribution.state import restored_state
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
-Cost = int | Callable[[MethodSettings, int, int], int]  # passes per picture, or a function (settings, layers, targets)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method and what to know about it.
-
-    `signed`: the score predicts the sign of the effect too; an unsigned one has a `direction`, "+" where a larger
-    value is fixed beforehand to mean a head that matters more, "-" where a smaller one is. `forwards` and `backwards`
-    per picture. `approximate`: has no rule for some operation of the model. `default`: run unless methods are named.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    family: str = "other"
-    paper: str = ""
-    signed: bool = True
-    direction: str = ""
-    forwards: Cost = 1
-    backwards: Cost = 0
-    approximate: bool = False
-    default: bool = True
-    note: str = ""
-
-
-def random_scores(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
-    """Control: uniform on [0, 1), drawn for each picture from `default_rng([seed, 7, index])`."""
-    modules = attention_modules(model)
-    shape = (len(modules), num_heads_of(modules[0]))
-    rows = [np.random.default_rng([settings.seed, 7, int(index)]).random(shape) for index in batch.indices]
-    return torch.from_numpy(np.stack(rows))
-
-
-def layer_index(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
-    """Control: the number of the layer, from 0."""
-    modules = attention_modules(model)
-    layers = torch.arange(len(modules), dtype=torch.float64)
-    return layers[None, :, None].repeat(len(batch), 1, num_heads_of(modules[0]))
+__all__ = ["METHODS", "PIXEL_METHODS", "AttentionReadings", "Method", "MethodSettings", "cost",
+           "read_attention_methods", "run_method", "run_pixel_method"]  # fmt: skip
 
 
 def _by_name(*methods: Method) -> dict[str, Method]:
@@ -120,18 +85,38 @@ METHODS: dict[str, Method] = _by_name(
         note="in units of the loss",
     ),
     Method(
+        "internal_influence",
+        internal_influence,
+        "layers",
+        "1802.03788",
+        forwards=lambda settings, layers, targets: settings.steps + 1,
+        backwards=lambda settings, layers, targets: settings.steps,
+        default=False,
+        note="times the context; one pass per node for all blocks",
+    ),
+    Method(
         "layer_ig",
         layer_ig,
         "layers",
         "1703.01365",
-        forwards=lambda settings, layers, targets: layers * (settings.steps + 2),
-        backwards=lambda settings, layers, targets: layers * settings.steps,
+        # In equivalents of full passes, rounded up: a pass for block l of L runs L - l blocks. Two more passes give
+        # what enters the blocks, and their contexts; the one baseline picture is not counted.
+        forwards=lambda settings, layers, targets: 2 + math.ceil(settings.steps * (layers + 1) / 2),
+        backwards=lambda settings, layers, targets: math.ceil(settings.steps * (layers + 1) / 2),
         default=False,
         note="block by block, hence expensive",
     ),
-    Method("cls_mass", cls_mass, "attention", "2104.14294", signed=False, direction="+"),
+    Method("cls_mass", cls_mass, "attention", "2104.14294", signed=False, direction="+", of_attention=cls_mass_of),
     Method("chefer", chefer, "attention x gradient", "2103.15679", signed=False, direction="+", backwards=1),
-    Method("rollout_drop", rollout_drop, "attention", "2005.00928", signed=False, direction="+"),
+    Method(
+        "rollout_drop",
+        rollout_drop,
+        "attention",
+        "2005.00928",
+        signed=False,
+        direction="+",
+        of_attention=rollout_drop_of,
+    ),
     Method("random", random_scores, "control", signed=False, direction="+", forwards=0),
     Method("layer_index", layer_index, "control", signed=False, direction="+", forwards=0),
 )
@@ -148,17 +133,65 @@ PIXEL_METHODS: dict[str, Method] = _by_name(
         forwards=lambda settings, layers, targets: settings.pixel_steps,
         backwards=lambda settings, layers, targets: settings.pixel_steps,
     ),
-    Method("rollout", rollout, "attention", "2005.00928", signed=False, direction="+", note="reads no output"),
+    Method(
+        "rollout",
+        rollout,
+        "attention",
+        "2005.00928",
+        signed=False,
+        direction="+",
+        note="reads no output",
+        of_attention=rollout_of,
+    ),
     Method("chefer", chefer_map, "attention x gradient", "2103.15679", signed=False, direction="+", backwards=1),
 )
 
-LEFT_OUT: dict[str, str] = {
-    "LRP": "has no rule for LayerNorm and GELU",
-    "GuidedBackprop": "touches only the two ReLUs of the regression head, the backbone has none",
-    "Deconvolution": "touches only the two ReLUs of the regression head, the backbone has none",
-    "KernelShap, Lime": "need thousands of forward passes per picture for the gates of all heads",
-    "LayerGradCam (for heads)": "averages over the channels of all heads, so it cannot tell heads apart",
-}
+
+@dataclass(frozen=True, eq=False)
+class AttentionReadings:
+    """What one forward pass gave: `predictions` [image target]; by name `scores` of head methods and `maps` of pixel
+    methods, as `run_method` and `run_pixel_method` give them; and `head_maps` (`attribution.heads.map_arrays`)."""
+
+    predictions: Tensor
+    scores: dict[str, Tensor]
+    maps: dict[str, Tensor]
+    head_maps: dict[str, Tensor]
+
+
+def read_attention_methods(
+    model: ViTRegressor,
+    batch: Batch,
+    settings: MethodSettings,
+    *,
+    heads: Sequence[str] = (),
+    pixels: Sequence[str] = (),
+    head_maps: bool = False,
+) -> AttentionReadings:
+    """Run several methods that need nothing but attention (those with `of_attention`) on one shared forward pass.
+
+    Raises `ValueError` as `run_method` does.
+    """
+    wanted = {f"head {name}": _named(name, METHODS) for name in heads}
+    wanted |= {f"pixel {name}": _named(name, PIXEL_METHODS) for name in pixels}
+    functions = {key: method.of_attention for key, method in wanted.items() if method.of_attention is not None}
+    if len(functions) < len(wanted):
+        others = ", ".join(sorted(key for key in wanted if key not in functions))
+        raise ValueError(f"methods: expected some that need attention alone, got {others}")
+    require_eval(model)
+    layout = layout_with_cls(model)
+
+    def read(layers: list[Tensor]) -> dict[str, Tensor]:
+        found = {key: function(layers, layout) for key, function in functions.items()}
+        return found | (map_arrays(layers, layout) if head_maps else {})
+
+    with restored_state(model):
+        predictions, found = read_attention(model, batch.pixel_values, read, batch_size=settings.internal_batch_size)
+    return AttentionReadings(
+        predictions.cpu(),
+        {name: _scores(wanted[f"head {name}"], found.pop(f"head {name}"), model, batch) for name in heads},
+        {name: _maps(wanted[f"pixel {name}"], found.pop(f"pixel {name}"), batch) for name in pixels},
+        {name: values.cpu() for name, values in found.items()},
+    )
 
 
 def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -168,12 +201,12 @@ def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSet
     for a model in train mode.
     """
     method = _named(name, METHODS)
-    modules = attention_modules(model)
-    scores = _run(method, model, lambda: method.function(model, batch, settings))
-    expected = [len(batch), len(modules), num_heads_of(modules[0])]
-    if list(scores.shape) != expected:
-        raise ValueError(f"method {name}: expected scores [image layer head] = {expected}, got {list(scores.shape)}")
-    return scores
+    if method.of_attention is not None:
+        return read_attention_methods(model, batch, settings, heads=[name]).scores[name]
+    require_eval(model)
+    with restored_state(model):
+        found = method.function(model, batch, settings)
+    return _scores(method, found, model, batch)
 
 
 def run_pixel_method(
@@ -184,52 +217,12 @@ def run_pixel_method(
     Raises `ValueError` as `run_method` does.
     """
     method = _named(name, PIXEL_METHODS)
-    maps = _run(method, model, lambda: method.function(model, batch, settings, target))
-    if maps.dim() != 3 or len(maps) != len(batch):
-        raise ValueError(f"method {name}: expected maps [{len(batch)} row col], got {list(maps.shape)}")
-    if bool((maps < 0).any()):
-        raise ValueError(f"method {name}: expected maps that are not negative")
-    return maps
-
-
-def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targets: int) -> tuple[int, int]:
-    """Forward and backward passes per picture."""
-    forwards, backwards = (
-        passes if isinstance(passes, int) else passes(settings, num_layers, num_targets)
-        for passes in (method.forwards, method.backwards)
-    )
-    return forwards, backwards
-
-
-def describe(
-    methods: Mapping[str, Method] | None = None,
-    settings: MethodSettings | None = None,
-    *,
-    num_layers: int = 12,
-    num_targets: int = 3,
-) -> str:
-    """A text table of the methods (head methods, then pixel methods, unless given) and of what is left out, and why."""
-    settings = MethodSettings() if settings is None else settings
-    rows: list[tuple[str, ...]] = [
-        ("method", "gives", "family", "paper", "sign", "fwd", "bwd", "default", "what it is")
-    ]
-    for gives, table in (("heads", METHODS), ("pixels", PIXEL_METHODS)) if methods is None else (("", methods),):
-        for name, method in table.items():
-            passes = cost(method, settings, num_layers=num_layers, num_targets=num_targets)
-            sign = "signed" if method.signed else method.direction
-            doc = (inspect.getdoc(method.function) or "").split("\n")[0].rstrip(".")
-            what = "; ".join(part for part in (doc, method.note, "approximate" if method.approximate else "") if part)
-            default = "yes" if method.default else "no"
-            rows.append((name, gives, method.family, method.paper, sign, *map(str, passes), default, what))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [
-        "",
-        f"fwd, bwd: passes per picture at {settings.steps} steps, {num_layers} layers, {num_targets} targets.",
-    ]
-    if methods is None:
-        lines += ["Left out:", *(f"  {name}: {reason}" for name, reason in LEFT_OUT.items())]
-    return "\n".join(lines)
+    if method.of_attention is not None:  # reads no output, so the target changes nothing
+        return read_attention_methods(model, batch, settings, pixels=[name]).maps[name]
+    require_eval(model)
+    with restored_state(model):
+        found = method.function(model, batch, settings, target)
+    return _maps(method, found, batch)
 
 
 def _named(name: str, methods: Mapping[str, Method]) -> Method:
@@ -238,13 +231,30 @@ def _named(name: str, methods: Mapping[str, Method]) -> Method:
     return methods[name]
 
 
-def _run(method: Method, model: ViTRegressor, call: Callable[[], Tensor]) -> Tensor:
-    require_eval(model)
-    with restored_state(model):
-        values = call()
-    if not isinstance(values, Tensor):
-        raise ValueError(f"method {method.name}: expected a tensor, got a {type(values).__name__}")
-    values = values.detach().to("cpu", torch.float32)
+def _scores(method: Method, found: object, model: ViTRegressor, batch: Batch) -> Tensor:
+    scores = _finite(method, found)
+    modules = attention_modules(model)
+    expected = [len(batch), len(modules), num_heads_of(modules[0])]
+    if list(scores.shape) != expected:
+        raise ValueError(
+            f"method {method.name}: expected scores [image layer head] = {expected}, got {list(scores.shape)}"
+        )
+    return scores
+
+
+def _maps(method: Method, found: object, batch: Batch) -> Tensor:
+    maps = _finite(method, found)
+    if maps.dim() != 3 or len(maps) != len(batch):
+        raise ValueError(f"method {method.name}: expected maps [{len(batch)} row col], got {list(maps.shape)}")
+    if bool((maps < 0).any()):
+        raise ValueError(f"method {method.name}: expected maps that are not negative")
+    return maps
+
+
+def _finite(method: Method, found: object) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"method {method.name}: expected a tensor, got a {type(found).__name__}")
+    values = found.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"method {method.name}: found NaN or infinity, expected finite numbers")
     if not bool(values.any()):

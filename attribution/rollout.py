@@ -6,16 +6,16 @@ attention matrices is ever needed, so products go from the last block down, as v
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
-from attribution.heads import attentions, layout_with_cls, over_patches
-from attribution.vit import ViTRegressor, loss_per_image, require_eval
+from attribution.heads import PICTURES_PER_PASS, attentions, by_attention, layout_with_cls, over_patches
+from attribution.vit import HeadLayout, ViTRegressor, loss_per_image, require_eval
 
 FUSIONS = ("mean", "max", "min")
-PICTURES_PER_PASS = 8  # the attention of 8 pictures of 257 tokens in 12 layers of 6 heads takes 150 MB in float32
 
 
 def transition(attention: Tensor, fusion: str = "mean", discard_ratio: float = 0.0) -> Tensor:
@@ -56,16 +56,15 @@ def rollout(
 
     Reads no output, so it is the same whatever the `target`. Maps sum to less than 1: special tokens keep the rest.
     """
+    return by_attention(partial(rollout_of, fusion=fusion, discard_ratio=discard_ratio), model, batch, settings)
 
-    def of_part(part: Batch) -> Tensor:
-        with torch.no_grad():
-            _, layers = attentions(model, part.pixel_values, lambda weights: transition(weights, fusion, discard_ratio))
-        row = _cls_row(layers[0])
-        for matrix in reversed(layers):
-            row = row @ matrix
-        return row[:, 0]
 
-    return _on_grid(model, batch, settings, of_part)
+def rollout_of(layers: list[Tensor], layout: HeadLayout, *, fusion: str = "mean", discard_ratio: float = 0.0) -> Tensor:
+    """`rollout` from the attention weights `[image head query key]` of every layer."""
+    row = _cls_row(layers[0][:, 0])
+    for weights in reversed(layers):
+        row = row @ transition(weights, fusion, discard_ratio)
+    return _grid(row[:, 0], layout)
 
 
 def rollout_drop(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -73,22 +72,20 @@ def rollout_drop(model: ViTRegressor, batch: Batch, settings: MethodSettings) ->
 
     A layer's only head leaves the residual path alone behind. In [0, 2].
     """
-    require_eval(model)
-    special = layout_with_cls(model).num_special_tokens
-    parts = []
-    for part in batch.chunks(min(settings.internal_batch_size, PICTURES_PER_PASS)):
-        with torch.no_grad():
-            _, layers = attentions(model, part.pixel_values, lambda weights: weights)
-        num_heads = layers[0].shape[1]
-        rows = _cls_row(layers[0][:, 0])  # [image 1 + (heads dropped so far, from the last block down) key]
-        for weights in reversed(layers):
-            others = (weights.sum(1, keepdim=True) - weights) / max(1, num_heads - 1)
-            dropped = torch.einsum("bq,bhqk->bhk", rows[:, 0], _with_residual(others))
-            rows = torch.cat((rows @ transition(weights), dropped), dim=1)
-        maps = over_patches(rows[:, :, special:])
-        distances = (maps[:, 1:] - maps[:, :1]).abs().sum(-1)
-        parts.append(distances.unflatten(1, (len(layers), num_heads)).flip(1))
-    return torch.cat(parts)
+    return by_attention(rollout_drop_of, model, batch, settings)
+
+
+def rollout_drop_of(layers: list[Tensor], layout: HeadLayout) -> Tensor:
+    """`rollout_drop` from the attention weights `[image head query key]` of every layer."""
+    num_heads = layers[0].shape[1]
+    rows = _cls_row(layers[0][:, 0])  # [image 1 + (heads dropped so far, from the last block down) key]
+    for weights in reversed(layers):
+        others = (weights.sum(1, keepdim=True) - weights) / max(1, num_heads - 1)
+        dropped = torch.einsum("bq,bhqk->bhk", rows[:, 0], _with_residual(others))
+        rows = torch.cat((rows @ transition(weights), dropped), dim=1)
+    maps = over_patches(rows[:, :, layout.num_special_tokens :])
+    distances = (maps[:, 1:] - maps[:, :1]).abs().sum(-1)
+    return distances.unflatten(1, (len(layers), num_heads)).flip(1)
 
 
 def chefer(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -147,4 +144,9 @@ def _on_grid(model: ViTRegressor, batch: Batch, settings: MethodSettings, of_par
     require_eval(model)
     layout = layout_with_cls(model)
     parts = [of_part(part) for part in batch.chunks(min(settings.internal_batch_size, PICTURES_PER_PASS))]
-    return torch.cat(parts)[:, layout.num_special_tokens :].unflatten(1, (layout.num_rows, layout.num_cols))
+    return _grid(torch.cat(parts), layout)
+
+
+def _grid(tokens: Tensor, layout: HeadLayout) -> Tensor:
+    """The patches among `[image token]`, on their grid: `[image row col]`."""
+    return tokens[:, layout.num_special_tokens :].unflatten(1, (layout.num_rows, layout.num_cols))

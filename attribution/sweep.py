@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from attribution.blocks import Block, TakenApart, take_apart
+from attribution.blocks import Block, TakenApart, parts_of
 from attribution.prefix import prefix_states, starting_at
 from attribution.vit import ViTRegressor, attention_modules, gated, num_heads_of
 
@@ -43,7 +43,7 @@ def predictions_without(
     """
     if route not in ROUTES:
         raise ValueError(f"route: expected one of {', '.join(ROUTES)}, got {route!r}")
-    parts = _parts(model, pixel_values[:1]) if route in ("auto", "shared") else None
+    parts = parts_of(model, pixel_values[:1]) if route in ("auto", "shared") else None
     if route == "shared" and parts is None:
         raise ValueError(f"route shared: the blocks of {type(model.backbone).__name__} are not known, use route auto")
     found, taken = [], route
@@ -63,20 +63,6 @@ def predictions_without(
             outputs = _gated_passes(model, chunk, scenarios, values, batch_size, states, passed)
         found.append(outputs)
     return torch.cat(found, dim=1), taken
-
-
-def _parts(model: ViTRegressor, picture: Tensor) -> TakenApart | None:
-    """The model in parts, provided that the parts give what the model gives on a picture."""
-    parts = take_apart(model)
-    if parts is None:
-        return None
-    state = parts.embed(picture)
-    for block in parts.blocks:
-        state = block(state)
-    expected = model(picture)
-    # transformers' ViT takes its softmax in float32 also where the model is float64.
-    bound = max(1e3 * torch.finfo(expected.dtype).eps, 1e-5) * (1 + float(expected.abs().max()))
-    return parts if float((parts.read(state[:, :1]) - expected).abs().max()) <= bound else None
 
 
 def _gated_passes(

@@ -9,9 +9,10 @@ from PIL import Image
 
 from analysis.answer import compare_with_reference, method_ranking
 from analysis.compare import main
-from analysis.explain import chosen_methods, explain, make_batch, require_better_than_mean
-from analysis.models import open_model
-from analysis.pictures import open_pictures
+from analysis.explain import explain, require_better_than_mean
+from analysis.models import make_batch, open_model
+from analysis.passes import chosen_methods
+from analysis.pictures import open_pictures, open_source
 from analysis.settings import CompareSettings
 from attribution.methods import METHODS
 from data_synth import ChirpDataset, SynthConfig
@@ -205,12 +206,12 @@ def test_methods_by_name():
 
 def test_explain_refuses_unfinished_models(tmp_path):
     opened = open_model("tiny-random", "cpu")
-    pictures = open_pictures(
+    source = open_source(
         "default", 2, seed=0, image_size=224, patch_size=14, target_names=opened.model.config.target_names
     )
     opened.model.train()
     with pytest.raises(ValueError, match="eval"):
-        explain(opened, pictures, CompareSettings(num_pictures=2), tmp_path, lambda *_: None)
+        explain(opened, source, CompareSettings(num_pictures=2), tmp_path, lambda *_: None)
 
 
 def test_reference_of_another_model_is_not_compared_with(run):

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerConductance, LayerIntegratedGradients
+from captum.attr import InternalInfluence, LayerConductance, LayerIntegratedGradients
 from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_batch, tiny_model
 
 from attribution.batch import MethodSettings
-from attribution.layers import conductance_out, layer_conductance, layer_ig
+from attribution.heads import contexts
+from attribution.layers import conductance_out, internal_influence, layer_conductance, layer_ig
+from attribution.methods import METHODS, cost
+from attribution.prefix import block_list
 from attribution.state import model_state
 from attribution.vit import loss_per_image, output_projections
+
+ALL = (layer_conductance, conductance_out, internal_influence, layer_ig)
 
 
 def loss_of(model):
@@ -21,23 +26,30 @@ def loss_of(model):
     return loss
 
 
-def stock_conductance(model, batch, steps, target=None):
-    """Captum's LayerConductance of every block, summed per head: [image layer head], sign as Captum gives it."""
-    baselines = batch.baseline_pixel_values.expand_as(batch.pixel_values)
+def stock(method, model, batch, steps, target=None):
+    """What one of Captum's layer methods gives for every block, one call each: [image layer token head*head_dim]."""
     blocks = []
     for projection in output_projections(model):
-        method = LayerConductance(loss_of(model) if target is None else model, projection)
-        attributed = method.attribute(
+        attributed = method(loss_of(model) if target is None else model, projection).attribute(
             batch.pixel_values,
-            baselines=baselines,
+            baselines=batch.baseline_pixel_values.expand_as(batch.pixel_values),
             target=target,
             additional_forward_args=(batch.labels,) if target is None else None,
             n_steps=steps,
             attribute_to_layer_input=True,
         )
-        context = attributed[0] if isinstance(attributed, tuple) else attributed
-        blocks.append(context.detach().unflatten(-1, (2, 6)).sum((1, 3)))
+        blocks.append((attributed[0] if isinstance(attributed, tuple) else attributed).detach())
     return torch.stack(blocks, dim=1)
+
+
+def per_head(values):
+    """Sums over tokens and channels, [image layer head]."""
+    return values.unflatten(-1, (2, 6)).sum((2, 4))
+
+
+def far(got, expected):
+    """Largest difference, relative to the largest score."""
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 16])
@@ -45,12 +57,63 @@ def stock_conductance(model, batch, steps, target=None):
 def test_conductance_is_stock_captum_block_by_block(kind, steps):
     model = tiny_model(kind)
     batch = tiny_batch(model)
-    expected = -stock_conductance(model, batch, steps)
-    scale = float(expected.abs().max())
+    expected = -per_head(stock(LayerConductance, model, batch, steps))
     for size in (32, 9, 4, 3, 1):  # 8, 2, 1 nodes in a pass of 4 pictures, then 1 node of 3 pictures and of 1
         got = layer_conductance(model, batch, MethodSettings(steps=steps, internal_batch_size=size))
         assert got.shape == (4, 3, 2) and not got.requires_grad
-        assert float((got - expected).abs().max()) <= 1e-10 * scale
+        assert far(got, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("steps", [1, 2, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_influence_is_stock_captum_block_by_block_times_the_context(kind, steps):
+    model = tiny_model(kind)
+    batch = tiny_batch(model)
+    activations = contexts(model, batch.pixel_values).flatten(-2)
+    expected = -per_head(stock(InternalInfluence, model, batch, steps) * activations)
+    for size in (32, 9, 4, 3, 1):
+        got = internal_influence(model, batch, MethodSettings(steps=steps, internal_batch_size=size))
+        assert got.shape == (4, 3, 2) and not got.requires_grad
+        assert far(got, expected) <= 1e-12 if kind != "vit" else 1e-10
+
+
+def test_influence_is_quadrature_of_the_derivative_for_the_gates():
+    """The derivative of the loss for a context, times that context, is what adding a little of it does."""
+    model = tiny_model()
+    batch = tiny_batch(model)
+    got = internal_influence(model, batch, MethodSettings(steps=5))
+    activations, step = contexts(model, batch.pixel_values).flatten(-2), 1e-5
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    expected = torch.zeros_like(got)
+    for layer, projection in enumerate(output_projections(model)):
+        for head in range(2):
+            added = torch.zeros_like(activations[:, layer])
+            added[..., 6 * head : 6 * head + 6] = step * activations[:, layer, :, 6 * head : 6 * head + 6]
+            for node, weight in zip(nodes, weights, strict=True):
+                picture = batch.baseline_pixel_values + (node + 1) / 2 * (
+                    batch.pixel_values - batch.baseline_pixel_values
+                )
+                losses = []
+                for sign in (1, -1):
+                    handle = projection.register_forward_pre_hook(
+                        lambda _, args, added=sign * added: (args[0] + added,)
+                    )
+                    losses.append(loss_per_image(model(picture), batch.labels))
+                    handle.remove()
+                expected[:, layer, head] -= weight / 2 * (losses[0] - losses[1]) / (2 * step)
+    assert far(got, expected) <= 1e-7
+
+
+@pytest.mark.parametrize("function", [internal_influence, layer_ig])
+def test_weights_that_want_gradients_get_none(function):
+    model = tiny_model("dinov2_lora")
+    batch = tiny_batch(model)
+    frozen = function(model, batch, MethodSettings(steps=3))
+    model.requires_grad_(True)
+    with torch.no_grad():
+        got = function(model, batch, MethodSettings(steps=3))
+    assert far(got, frozen) <= 1e-12 and not got.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_conductance_is_the_same_in_a_model_whose_weights_want_gradients():
@@ -66,7 +129,7 @@ def test_conductance_out_composes_stock_captum_of_each_output():
     model = tiny_model("dinov2_lora")
     batch = tiny_batch(model)
     residual = (model(batch.pixel_values) - batch.labels)[:, :, None, None]
-    removed = torch.stack([stock_conductance(model, batch, 4, target) for target in range(3)], dim=1)
+    removed = torch.stack([per_head(stock(LayerConductance, model, batch, 4, target)) for target in range(3)], dim=1)
     expected = ((residual - removed) ** 2 - residual**2).mean(1)
     got = conductance_out(model, batch, MethodSettings(steps=4, internal_batch_size=7))
     torch.testing.assert_close(got, expected, atol=1e-10 * float(expected.abs().max()), rtol=0)
@@ -79,6 +142,63 @@ def with_contexts(model, layer, pixel_values, value):
         return model(pixel_values)
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_ig_is_stock_captum_block_by_block(kind, steps):
+    model = tiny_model(kind)
+    batch = tiny_batch(model)
+    expected = -per_head(stock(LayerIntegratedGradients, model, batch, steps))
+    for size in (32, 9, 4, 3, 1):
+        got = layer_ig(model, batch, MethodSettings(steps=steps, internal_batch_size=size))
+        assert got.shape == (4, 3, 2) and not got.requires_grad
+        assert far(got, expected) <= 1e-10
+
+
+class Row(torch.nn.Module):
+    """Blocks in a row, but in no `nn.ModuleList`."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        for number, block in enumerate(blocks):
+            self.add_module(f"block{number}", block)
+
+    def __iter__(self):
+        return iter(self.children())
+
+
+def test_layer_ig_runs_models_without_a_list_of_blocks_as_a_whole():
+    model = tiny_model()
+    batch = tiny_batch(model)
+    expected = layer_ig(model, batch, MethodSettings(steps=4))
+    model.backbone.encoder.layer = Row(model.backbone.encoder.layer).eval()
+    assert block_list(model) is None
+    for size in (32, 3):
+        got = layer_ig(model, batch, MethodSettings(steps=4, internal_batch_size=size))
+        assert far(got, expected) <= 1e-12
+
+
+def test_layer_ig_runs_no_more_blocks_than_it_declares():
+    """A full pass of one picture is three blocks; on the way back, from a block's contexts on."""
+    model = tiny_model()
+    batch = tiny_batch(model)
+    settings = MethodSettings(steps=3)
+    runs = {"forward": 0, "backward": 0}
+
+    def count(_, args, output):
+        runs["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: runs.update(backward=runs["backward"] + len(gradient)))
+
+    handles = [block.mlp.register_forward_hook(count) for block in block_list(model)]
+    layer_ig(model, batch, settings)
+    for handle in handles:
+        handle.remove()
+    forwards, backwards = cost(METHODS["layer_ig"], settings, num_layers=3, num_targets=3)
+    assert (forwards, backwards) == (8, 6)
+    assert runs["forward"] == 3 * (4 * forwards + 1)  # and the baseline picture
+    assert runs["backward"] == 3 * 4 * backwards
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2_lora"])
@@ -122,7 +242,7 @@ def test_captums_list_of_layers_is_another_quantity():
     )
 
 
-@pytest.mark.parametrize("function", [layer_conductance, conductance_out, layer_ig])
+@pytest.mark.parametrize("function", ALL)
 def test_planted_head_gets_everything(function):
     model = planted_model()
     scores = function(model, planted_batch(model), MethodSettings())
@@ -132,21 +252,25 @@ def test_planted_head_gets_everything(function):
     assert float(others.abs().max()) < 1e-12
 
 
-def test_state_is_restored_after_an_error_and_train_mode_is_refused():
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_state_is_restored_after_an_error(function, passes):
+    """The last block fails: at once, in the second pass, or in the fourth."""
     model = tiny_model()
     batch = tiny_batch(model)
-    before = model_state(model)
+    calls = []
 
     def interrupt(module, args):
-        raise KeyboardInterrupt
+        calls.append(module)
+        if len(calls) > passes:
+            raise KeyboardInterrupt
 
     handle = output_projections(model)[2].register_forward_pre_hook(interrupt)
-    for function in (layer_conductance, conductance_out, layer_ig):
-        with pytest.raises(KeyboardInterrupt):
-            function(model, batch, MethodSettings())
+    before, blocks = model_state(model), list(block_list(model))
+    with pytest.raises(KeyboardInterrupt):
+        function(model, batch, MethodSettings(internal_batch_size=8))
+    assert before.differences(model_state(model)) == [] and list(block_list(model)) == blocks
     handle.remove()
-    assert before.differences(model_state(model)) == []
     model.train()
-    for function in (layer_conductance, conductance_out, layer_ig):
-        with pytest.raises(ValueError, match="eval mode"):
-            function(model, batch, MethodSettings())
+    with pytest.raises(ValueError, match="eval mode"):
+        function(model, batch, MethodSettings())

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from analysis import localization as loc
 from analysis.intervals import bootstrap_indices, interval_over_images
+from analysis.localization_table import localization_table
 from analysis.nulls import false_discovery_rate, permutation_null
 
 RANK_METRICS = ("iou", "rank_accuracy", "roc_auc", "average_precision", "pointing_game")
@@ -315,7 +316,7 @@ def scene():
 
 def test_table_is_tidy_ordered_and_complete(scene):
     maps, labels, indices = scene
-    table = loc.localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
+    table = localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
     assert list(table.columns) == [
         "layer", "head", "query", "region", "metric", "value", "chance", "adjusted",
         "ci_low", "ci_high", "n", "p", "q_value",
@@ -323,12 +324,12 @@ def test_table_is_tidy_ordered_and_complete(scene):
     keys = [tuple(row) for row in table[["layer", "head", "region", "metric"]].to_numpy()]
     assert keys == [(la, h, r, m) for la in range(2) for h in range(2) for r in REGIONS for m in loc.METRICS]
     assert set(table["query"]) == {"cls"} and table["n"].dtype == np.int64
-    assert table.equals(loc.localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499))
+    assert table.equals(localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499))
 
 
 def test_table_rows_follow_from_the_pictures(scene):
     maps, labels, indices = scene
-    table = loc.localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
+    table = localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
     table = table.set_index(["layer", "head", "region", "metric"])
     for region, ids in REGIONS.items():
         mask = np.isin(labels, ids)
@@ -353,7 +354,7 @@ def test_table_rows_follow_from_the_pictures(scene):
 
 def test_table_says_nothing_of_a_region_that_is_not_there(scene):
     maps, labels, indices = scene
-    table = loc.localization_table(maps, labels, REGIONS, "mean", 6, indices, num_permutations=99)
+    table = localization_table(maps, labels, REGIONS, "mean", 6, indices, num_permutations=99)
     absent = table[table["region"] == "never"]
     assert (absent["n"] == 0).all()
     assert absent[["value", "chance", "adjusted", "ci_low", "ci_high", "p", "q_value"]].isna().all(axis=None)
@@ -361,7 +362,7 @@ def test_table_says_nothing_of_a_region_that_is_not_there(scene):
 
 def test_table_tests_only_what_moves(scene):
     maps, labels, indices = scene
-    table = loc.localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
+    table = localization_table(maps, labels, REGIONS, "cls", 6, indices, num_permutations=499)
     tested = table["region"].eq("chirp") & table["metric"].isin(["mass", "lift"])
     assert table.loc[tested, ["p", "q_value"]].notna().all(axis=None)
     assert table.loc[~tested, ["p", "q_value"]].isna().all(axis=None)  # title and text never move
@@ -377,7 +378,7 @@ def test_table_takes_masks_of_its_own_and_a_family_of_concepts(scene):
     maps, labels, indices = scene
     corner = np.zeros(labels.shape, dtype=bool)
     corner[np.arange(24), np.arange(24) % 6, 0] = True
-    table = loc.localization_table(
+    table = localization_table(
         maps, labels, {"chirp": (0,)}, "cls", 6, indices,
         extra_masks={"corner": corner}, concepts=["corner"], num_permutations=99,
     )  # fmt: skip
@@ -391,11 +392,11 @@ def test_table_takes_masks_of_its_own_and_a_family_of_concepts(scene):
 def test_table_refuses_what_does_not_fit(scene):
     maps, labels, indices = scene
     for wrong in (
-        lambda: loc.localization_table(maps[:, 0], labels, REGIONS, "cls", 6, indices),
-        lambda: loc.localization_table(maps, labels[:, :5], REGIONS, "cls", 6, indices),
-        lambda: loc.localization_table(maps, labels, REGIONS, "cls", 6, indices[:, :5]),
-        lambda: loc.localization_table(maps, labels, REGIONS, "cls", 6, indices, concepts=["edge"]),
-        lambda: loc.localization_table(maps, labels, {}, "cls", 6, indices),
+        lambda: localization_table(maps[:, 0], labels, REGIONS, "cls", 6, indices),
+        lambda: localization_table(maps, labels[:, :5], REGIONS, "cls", 6, indices),
+        lambda: localization_table(maps, labels, REGIONS, "cls", 6, indices[:, :5]),
+        lambda: localization_table(maps, labels, REGIONS, "cls", 6, indices, concepts=["edge"]),
+        lambda: localization_table(maps, labels, {}, "cls", 6, indices),
     ):
         with pytest.raises(ValueError, match="expected") as refusal:
             wrong()
@@ -410,7 +411,7 @@ def test_random_maps_on_moving_regions_are_at_chance():
         row, col = rng.integers(0, 12, 2)
         labels[image, row : row + 4, col : col + rng.integers(2, 6)] = 0
     maps = rng.exponential(size=(128, 6, 12, 16, 16)).astype(np.float32)
-    table = loc.localization_table(maps, labels, {"chirp": (0,)}, "cls", 0, bootstrap_indices(128, 200, 0))
+    table = localization_table(maps, labels, {"chirp": (0,)}, "cls", 0, bootstrap_indices(128, 200, 0))
     adjusted = table.groupby("metric")["adjusted"].mean()
     for name in ("iou", "iou_quantile", "iou_mass60", "mass", "rank_accuracy", "average_precision"):
         assert abs(adjusted[name]) < 0.005, name

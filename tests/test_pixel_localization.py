@@ -107,7 +107,7 @@ def test_table_is_tidy_ordered_and_complete(scene):
 
 def test_table_rows_follow_from_the_pictures(scene, monkeypatch):
     maps, coverage, labels, indices = scene
-    monkeypatch.setattr(px, "_PICTURES_AT_ONCE", 7)
+    monkeypatch.setattr(px, "PICTURES_AT_ONCE", 7)
     table = px.pixel_localization_table(maps, coverage, REGIONS, indices, grid=(4, 4))
     table = table.set_index(["method", "region", "metric"])
     for method, scores in maps.items():

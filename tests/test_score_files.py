@@ -1,75 +1,300 @@
-import hashlib
+import json
+import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
 
-from analysis.score_files import ScoreFolder, compute_scores, read_scores
+from analysis.score_files import (
+    ENTRY,
+    Piece,
+    join_pieces,
+    piece_records,
+    read_scores,
+    remove_leftovers,
+    remove_parts,
+    remove_scores,
+    score_file,
+    store_piece,
+    stored_pieces,
+)
 
 
-def scores_of(piece):
+def piece_of(start, stop):
+    return Piece(tuple(range(start, stop)), f"{start:03d}-{stop:03d}".ljust(64, "0"))
+
+
+PIECES = (piece_of(0, 4), piece_of(4, 8), piece_of(8, 10))
+
+
+def arrays_of(piece):
+    rows = np.array(piece.rows)
     return {
-        "scores": np.arange(piece.start, piece.stop, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
+        "scores": (rows[:, None, None] + np.arange(6).reshape(2, 3) / 8).astype(np.float32),
+        "loss": rows.astype(np.float64) / 3,
+        "maps": (rows[:, None] * np.ones((1, 5))).astype(np.float16),
     }
 
 
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def store(file, *pieces):
+    for piece in pieces:
+        store_piece(file, piece, arrays_of(piece), {"seconds": 1.0})
 
 
-def test_pieces_join_and_are_reused(tmp_path):
-    store, calls = ScoreFolder(tmp_path, {"model": "a"}, 10, pictures_per_piece=4), []
-
-    def compute(piece):
-        calls.append(piece)
-        return scores_of(piece)
-
-    arrays, fresh = compute_scores(store, "m", {"steps": 3}, compute)
-    assert fresh and calls == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    np.testing.assert_array_equal(arrays["scores"][:, 0, 0], np.arange(10))
-    done = []
-    again, fresh = compute_scores(store, "m", {"steps": 3}, compute, on_piece=done.append)
-    assert not fresh and len(calls) == 3 and done == [10]
-    np.testing.assert_array_equal(again["scores"], arrays["scores"])
-    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+def listing(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("killed_at", [0, 1, 2])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, killed_at):
-    whole = ScoreFolder(tmp_path / "whole", {"model": "a"}, 10, pictures_per_piece=4)
-    compute_scores(whole, "m", {}, scores_of)
-    store, calls = ScoreFolder(tmp_path / "killed", {"model": "a"}, 10, pictures_per_piece=4), []
-
-    def dies(piece):
-        if len(calls) == killed_at:
-            raise KeyboardInterrupt
-        calls.append(piece)
-        return scores_of(piece)
-
-    with pytest.raises(KeyboardInterrupt):
-        compute_scores(store, "m", {}, dies)
-    assert not (tmp_path / "killed" / "m.safetensors").exists()
-    finished = len(calls)
-
-    def goes_on(piece):
-        calls.append(piece)
-        return scores_of(piece)
-
-    compute_scores(store, "m", {}, goes_on)
-    assert len(calls) == 3 and finished == killed_at
-    assert digest(tmp_path / "killed" / "m.safetensors") == digest(tmp_path / "whole" / "m.safetensors")
+@pytest.fixture
+def file(tmp_path):
+    return score_file(tmp_path, "m", {"model": "a"})
 
 
-@pytest.mark.parametrize("change", ["model", "settings", "broken"])
-def test_anything_that_changed_is_computed_again(tmp_path, change):
-    compute_scores(ScoreFolder(tmp_path, {"model": "a"}, 4), "m", {"steps": 3}, scores_of)
-    if change == "broken":
-        (tmp_path / "m.safetensors").write_bytes(b"half a file")
-    store = ScoreFolder(tmp_path, {"model": "b" if change == "model" else "a"}, 4)
-    _, fresh = compute_scores(store, "m", {"steps": 4 if change == "settings" else 3}, scores_of)
-    assert fresh
+@pytest.fixture
+def fresh_bytes(tmp_path_factory):
+    file = score_file(tmp_path_factory.mktemp("fresh"), "m", {"model": "a"})
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    return file.path.read_bytes()
+
+
+def test_pieces_come_back_joined_in_order(file):
+    store(file, *reversed(PIECES))
+    assert set(stored_pieces(file)) == {piece.sha256 for piece in PIECES}
+    assert not file.path.exists()
+    join_pieces(file, PIECES)
+    arrays, metadata = read_scores(file.path)
+    for key, values in arrays_of(piece_of(0, 10)).items():
+        np.testing.assert_array_equal(arrays[key], values)
+        assert arrays[key].dtype == values.dtype
+    assert set(metadata) == {ENTRY} and "record" not in json.loads(metadata[ENTRY])
+    assert listing(file.folder) == ["m.safetensors"] and not file.parts.exists()
+    assert {key: (one.start, one.count) for key, one in stored_pieces(file).items()} == {
+        PIECES[0].sha256: (0, 4),
+        PIECES[1].sha256: (4, 4),
+        PIECES[2].sha256: (8, 2),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    kinds=st.dictionaries(
+        st.text(st.sampled_from("abzAZ_09ü"), min_size=1, max_size=4),
+        st.tuples(
+            st.sampled_from(["float64", "float32", "float16", "int64", "uint8"]),
+            st.lists(st.integers(0, 3), max_size=3),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_the_joined_file_is_what_safetensors_would_write(tmp_path_factory, counts, kinds):
+    rng = np.random.default_rng(len(kinds))
+    file = score_file(tmp_path_factory.mktemp("join"), "m", {})
+    pieces, wholes, start = [], {key: [] for key in kinds}, 0
+    for count in counts:
+        piece = piece_of(start, start + count)
+        arrays = {key: rng.integers(0, 9, (count, *shape)).astype(kind) for key, (kind, shape) in kinds.items()}
+        store_piece(file, piece, arrays, {})
+        for key, values in arrays.items():
+            wholes[key].append(values)
+        pieces.append(piece)
+        start += count
+    join_pieces(file, pieces)
+    metadata = read_scores(file.path)[1]
+    assert file.path.read_bytes() == save({key: np.concatenate(parts) for key, parts in wholes.items()}, metadata)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_bytes_do_not_depend_on_how_the_pieces_came_together(file, fresh_bytes, before):
+    store(file, *PIECES[:before])
+    join_pieces(file, PIECES[:before])
+    store(file, *PIECES[before:])
+    join_pieces(file, PIECES)
+    assert file.path.read_bytes() == fresh_bytes and listing(file.folder) == ["m.safetensors"]
+
+
+def test_fewer_pieces_are_taken_from_more(file, tmp_path_factory):
+    fewer = score_file(tmp_path_factory.mktemp("fewer"), "m", {"model": "a"})
+    ragged = piece_of(4, 6)
+    store(fewer, PIECES[0], ragged)
+    join_pieces(fewer, (PIECES[0], ragged))
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    store(file, ragged)
+    join_pieces(file, (PIECES[0], ragged))
+    assert file.path.read_bytes() == fewer.path.read_bytes()
+    assert set(stored_pieces(file)) == {PIECES[0].sha256, ragged.sha256}
+
+
+def test_what_is_joined_already_is_not_written_again(file):
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    stamp = file.path.stat().st_mtime_ns
+    store(file, PIECES[1])
+    join_pieces(file, PIECES)
+    assert file.path.stat().st_mtime_ns == stamp and not file.parts.exists()
+
+
+@pytest.mark.parametrize("depends_on", [{"model": "b"}, {"model": "a", "steps": 3}, {}])
+def test_other_scores_under_the_same_name_are_not_reused(file, depends_on):
+    store(file, *PIECES)
+    other = score_file(file.folder, "m", depends_on)
+    assert other.path == file.path and not stored_pieces(other) and not piece_records(other)
+    join_pieces(file, PIECES)
+    assert not stored_pieces(other) and len(stored_pieces(file)) == 3
+    store(other, *PIECES)
+    join_pieces(other, PIECES)
+    assert not stored_pieces(file) and len(stored_pieces(other)) == 3
+
+
+def test_the_order_of_what_scores_depend_on_is_nothing():
+    assert score_file(None, "m", {"a": 1, "b": 2}).identity == score_file(None, "m", {"b": 2, "a": 1}).identity
+    assert score_file(None, "m", {}).identity != score_file(None, "n", {}).identity
+
+
+DAMAGE = {
+    "torn": lambda content: content[:-1],
+    "half": lambda content: content[: len(content) // 2],
+    "longer": lambda content: content + b"\0",
+    "empty": lambda content: b"",
+    "text": lambda content: b"no scores at all",
+    "zeros": lambda content: bytes(len(content)),
+    "ones": lambda content: b"\xff" * len(content),
+    "entry": lambda content: content.replace(b'"scores":"{', b'"scores":"[', 1),
+    "other entry": lambda content: save({"scores": np.zeros(4)}, {ENTRY: "3"}),
+    "no entry": lambda content: save({"scores": np.zeros(4)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_what_is_damaged_is_not_there(file, damage, is_joined):
+    store(file, *PIECES)
+    path = file.part(PIECES[1])
+    if is_joined:
+        join_pieces(file, PIECES)
+        path = file.path
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert set(stored_pieces(file)) == (set() if is_joined else {PIECES[0].sha256, PIECES[2].sha256})
+    assert set(piece_records(file)) == (set() if is_joined else {PIECES[0].sha256, PIECES[2].sha256})
+    with pytest.raises(ValueError, match=f"{0 if is_joined else 2} of 3 pieces are there"):
+        join_pieces(file, PIECES)
+
+
+def test_a_damaged_piece_is_stored_anew(file, fresh_bytes):
+    store(file, *PIECES)
+    file.part(PIECES[1]).write_bytes(b"torn")
+    store(file, PIECES[1])
+    join_pieces(file, PIECES)
+    assert file.path.read_bytes() == fresh_bytes
+
+
+def test_a_missing_piece_leaves_everything_as_it_was(file):
+    store(file, PIECES[0])
+    join_pieces(file, PIECES[:1])
+    store(file, PIECES[2])
+    before = {name: (file.folder / name).read_bytes() for name in listing(file.folder)}
+    with pytest.raises(ValueError, match=r"m\.safetensors: 2 of 3 pieces are there, expected all"):
+        join_pieces(file, PIECES)
+    assert {name: (file.folder / name).read_bytes() for name in listing(file.folder)} == before
+
+
+def test_pieces_that_do_not_fit_are_refused(file):
+    with pytest.raises(ValueError, match=r"m, scores: expected 4 pictures, got \[3, 2\]"):
+        store_piece(file, PIECES[0], {"scores": np.zeros((3, 2))}, {})
+    assert not listing(file.folder)
+    store_piece(file, PIECES[0], {"scores": np.zeros((4, 2))}, {})
+    store_piece(file, PIECES[1], {"scores": np.zeros((4, 3))}, {})
+    with pytest.raises(ValueError, match=r"holds .*\(3,\).*, expected .*\(2,\)"):
+        join_pieces(file, PIECES[:2])
+    assert not file.path.exists() and len(listing(file.folder)) == 2
+
+
+def test_records_are_remembered_until_pieces_are_joined(file):
+    for number, piece in enumerate(PIECES):
+        store_piece(file, piece, arrays_of(piece), {"seconds": number, "process": 1})
+    expected = {piece.sha256: {"seconds": number, "process": 1} for number, piece in enumerate(PIECES)}
+    assert piece_records(file) == expected
+    join_pieces(file, PIECES)
+    assert piece_records(file) == {}
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_nothing_behind(file, fresh_bytes, monkeypatch, call, error):
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(type(error)):
+            store(file, PIECES[0])
+    assert not listing(file.folder)
+    store(file, PIECES[0])
+    join_pieces(file, PIECES[:1])
+    store(file, *PIECES[1:])
+    before = {name: (file.folder / name).read_bytes() for name in listing(file.folder)}
+    assert len(before) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(type(error)):
+            join_pieces(file, PIECES)
+    assert {name: (file.folder / name).read_bytes() for name in listing(file.folder)} == before
+    join_pieces(file, PIECES)
+    assert file.path.read_bytes() == fresh_bytes
+
+
+def plant_foreign_files(folder):
+    (folder / "m.parts").mkdir(exist_ok=True)
+    for place in (folder, folder / "m.parts"):
+        save_file({"x": np.zeros(3)}, place / "weights.safetensors", {"format": "pt"})
+        (place / "notes.txt").write_text("mine")
+        (place / "torn.safetensors").write_bytes(b"\0\1")
+    (folder / "empty").mkdir()
+    (folder / "deeper").mkdir()
+    save_file({"x": np.zeros(3)}, folder / "deeper" / "weights.safetensors")
+    return listing(folder)
+
+
+def test_only_scores_are_removed(file):
+    others = plant_foreign_files(file.folder)
+    joined = score_file(file.folder, "other", {})
+    store(file, *PIECES)
+    store(joined, *PIECES)
+    join_pieces(joined, PIECES)
+    assert len(listing(file.folder)) == len(others) + 4
+    remove_scores(file.folder)
+    assert listing(file.folder) == others and (file.folder / "empty").is_dir()
+
+
+def test_emptied_folders_of_pieces_go_too(file):
+    store(file, *PIECES)
+    remove_scores(file.folder)
+    assert not file.parts.exists()
+    store(file, *PIECES)
+    remove_parts(file)
+    assert not file.parts.exists()
+    remove_parts(file)
+    remove_scores(file.folder / "nowhere")
+
+
+def test_leftovers_of_a_killed_run_are_removed(file):
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    store(file, PIECES[0])
+    kept = [".hidden", ".m.tmp", "m.safetensors.12.tmp", ".m.safetensors.x.tmp"]
+    for name in (*kept, ".m.safetensors.123.tmp", "m.parts/.000000-000004-00000000.safetensors.7.tmp"):
+        (file.folder / name).write_bytes(b"half")
+    stored = ["m.safetensors", file.part(PIECES[0]).relative_to(file.folder).as_posix()]
+    remove_leftovers(file.folder)
+    assert listing(file.folder) == sorted([*kept, *stored])
 
 
 def test_unreadable_scores_are_refused(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="expected a safetensors file"):
+    with pytest.raises(ValueError, match=r"m\.safetensors: expected a safetensors file"):
         read_scores(tmp_path / "m.safetensors")

@@ -1,0 +1,137 @@
+"""Where each head looks, as a table: every metric and region with its chance level, interval and test.
+
+Takes: maps `[image layer head row col]`, in memory or on disk, patch labels `[image row col]`, regions as
+name -> label indices, and the shared bootstrap.
+Gives: the tidy table. The metrics are those of `analysis.localization`.
+Does not know: models, methods, what a region shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.intervals import Interval, bootstrap_interval, index_counts, weighted_mean, weighted_ratio
+from analysis.localization import (
+    METRICS,
+    adjusted_for_chance,
+    chance_per_picture,
+    per_picture,
+    quantile_overlap,
+    quantile_overlap_by_chance,
+    region_masks,
+)
+from analysis.nulls import false_discovery_rate, permutation_null
+from analysis.ranked_maps import Blocks, Floats, Located, locate, rank_maps, some_maps
+
+# Patches of all maps that are ranked together: what bounds memory (some 100 bytes a patch).
+MAX_CELLS = 1_000_000
+
+COLUMNS = (
+    *("layer", "head", "query", "region", "metric", "value", "chance", "adjusted"),
+    *("ci_low", "ci_high", "n", "p", "q_value"),
+)
+
+
+def region_intervals(
+    view: Located, indices: NDArray[np.integer], metrics: Sequence[str] = tuple(METRICS)
+) -> tuple[Interval, Floats, NDArray[np.int64]]:
+    """Value with its 95 % BCa interval, mean chance, and number of pictures, each `[metric map]`, over
+    pictures with S."""
+    num_images = len(view.present)
+    values = {name: found.reshape(num_images, -1) for name, found in per_picture(view, None, metrics).items()}
+    chances = {name: found.reshape(num_images, -1) for name, found in chance_per_picture(view, None, metrics).items()}
+    ones = np.ones((1, num_images))
+    rows: list[tuple[Floats, ...]] = []
+    for name in metrics:
+        chance = weighted_mean(chances[name], ones)[0]
+        if name == "iou_quantile":
+            hit, union = (part.reshape(num_images, -1) for part in quantile_overlap(view))
+            lucky, lucky_union = (part.reshape(num_images, -1) for part in quantile_overlap_by_chance(view))
+            chance = weighted_ratio(lucky, lucky_union, ones)[0]
+            found = bootstrap_interval(partial(weighted_ratio, hit, union), indices)
+        else:
+            found = bootstrap_interval(partial(weighted_mean, values[name]), indices)
+        rows.append((found.value, found.low, found.high, chance, np.isfinite(values[name]).sum(axis=0)))
+    value, low, high, chance, count = (np.stack(part) for part in zip(*rows, strict=True))
+    return Interval(value, low, high), chance, count
+
+
+def localization_table(
+    maps: Blocks,
+    patch_labels: NDArray[np.integer],
+    regions: Mapping[str, Sequence[int]],
+    query: str,
+    seed: int,
+    indices: NDArray[np.integer],
+    *,
+    extra_masks: Mapping[str, NDArray[np.bool_]] | None = None,
+    concepts: Collection[str] | None = None,
+    num_permutations: int = 9999,
+) -> pd.DataFrame:
+    """The tidy table, one row per layer, head, region and metric, in that order.
+
+    `maps [image layer head row col]`, `patch_labels [image row col]`, `indices [replicate image]` the shared
+    bootstrap. `extra_masks` adds regions that labels cannot name (edges, corners, sinks). `value` is the mean
+    over the pictures that contain the region (for `iou_quantile` the ratio of sums), `n` their number,
+    `chance` the same of the exact chance level, `adjusted` the rescaled value (NaN for lift, which has no
+    upper end), `ci_*` the 95 % BCa interval of `value`. `p` and `q_value` stand at `mass` and `lift`: the
+    permutation test of the mass, and Benjamini-Hochberg over heads x regions, of the regions in `concepts`
+    only where it is given. A region whose position is fixed has neither. Some heads at a time are in memory.
+    """
+    if len(maps.shape) != 5 or np.shape(patch_labels) != maps.shape[:1] + maps.shape[-2:]:
+        raise ValueError(
+            "localization: expected maps [image layer head row col] and labels [image row col], "
+            f"got {list(maps.shape)} and {list(np.shape(patch_labels))}"
+        )
+    num_images, *layers_and_heads, num_rows, num_cols = maps.shape
+    index_counts(indices, num_images)
+    masks = region_masks(patch_labels, regions) | dict(extra_masks or {})
+    unknown = sorted(set(concepts or ()) - set(masks))
+    if unknown or not masks:
+        raise ValueError(f"localization: expected regions among {sorted(masks)}, got concepts {unknown}")
+    num_maps = int(np.prod(layers_and_heads))
+    numbers = np.full((len(masks), len(METRICS), num_maps, 6), np.nan)
+    p = np.full((len(masks), num_maps), np.nan)
+    at_once = max(1, MAX_CELLS // (num_images * num_rows * num_cols))
+    for first in range(0, num_maps, at_once):
+        some = slice(first, min(first + at_once, num_maps))
+        ranked = rank_maps(some_maps(maps, some))
+        for place, mask in enumerate(masks.values()):
+            found, chance, count = region_intervals(locate(ranked, mask), indices)
+            adjusted = adjusted_for_chance(found.value, chance)
+            adjusted[list(METRICS).index("lift")] = np.nan
+            numbers[place, :, some] = np.stack([found.value, chance, adjusted, found.low, found.high, count], axis=-1)
+    for place, (name, mask) in enumerate(masks.items()):
+        if concepts is None or name in concepts:
+            p[place] = permutation_null(maps, mask, seed=seed, num_permutations=num_permutations).p.ravel()
+    return _tidy(numbers, p, query, list(masks), tuple(layers_and_heads))
+
+
+def _tidy(
+    numbers: Floats, p: Floats, query: str, regions: Sequence[str], layers_and_heads: tuple[int, ...]
+) -> pd.DataFrame:
+    """Rows by layer, head, region, metric from `numbers [region metric map 6]` and `p [region map]`."""
+    num_layers, num_heads = layers_and_heads
+    names = list(METRICS)
+    tested = [names.index("mass"), names.index("lift")]
+    p_and_q = np.full((*numbers.shape[:3], 2), np.nan)
+    p_and_q[:, tested] = np.stack([p, false_discovery_rate(p)], axis=-1)[:, None]
+    rows = np.concatenate([numbers, p_and_q], axis=-1).transpose(2, 0, 1, 3).reshape(-1, 8)
+    layer, head, region, metric = (
+        part.ravel() for part in np.indices((num_layers, num_heads, len(regions), len(names)))
+    )
+    table = pd.DataFrame(rows, columns=["value", "chance", "adjusted", "ci_low", "ci_high", "n", "p", "q_value"])
+    table = table.assign(
+        layer=layer,
+        head=head,
+        query=query,
+        region=np.array(regions, dtype=object)[region],
+        metric=np.array(names, dtype=object)[metric],
+        n=table["n"].astype(np.int64),
+    )
+    return table[list(COLUMNS)]

@@ -1,0 +1,207 @@
+"""What a run computes: the attention of all heads, the truth, and every method asked for; with its cost.
+
+Takes a loaded model and settings; gives passes, each a function from a batch to arrays by the name under which they are
+stored. What needs nothing but attention weights stands in one pass. Knows no files, no pieces and no statistics.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.estimate_cost import sweep_costs
+from analysis.models import OpenedModel
+from analysis.score_files import Arrays
+from analysis.settings import CompareSettings
+from attribution.ablation import zero_ablation
+from attribution.batch import Batch, MethodSettings
+from attribution.contributions import output_contributions
+from attribution.gates import PICTURES_PER_PASS, composed_loss_change, gate_ig_with_delta
+from attribution.method import Method, cost
+from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_method, run_pixel_method
+from attribution.pixels import to_patch_grid
+from attribution.vit import HeadLayout, head_layout
+
+# A backward pass costs about this many forward passes; used for estimates alone.
+BACKWARD_COST = 1.3
+PIXEL = "pixel_"
+ATTENTION = "attention_maps"
+TRUTH = "ablation_zero"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Things computed together: under which names they are stored, and what each depends on besides model and pictures.
+
+    ``compute(batch, names wanted, pictures in one pass)`` gives the arrays of each name; their first axis is the image.
+    ``forwards`` is the cost per picture, in forward passes; ``num_pictures`` of how many, None for all.
+    """
+
+    name: str
+    depends_on: Mapping[str, Mapping[str, Any]]
+    compute: Callable[[Batch, Sequence[str], int], dict[str, Arrays]]
+    forwards: float
+    num_pictures: int | None = None
+
+
+def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS) -> dict[str, Method]:
+    """Methods by name; ``default`` stands for those that run unless methods are named, ``all`` for every one.
+
+    Raises ValueError for a name that neither table of methods has.
+    """
+    known = {*METHODS, *PIXEL_METHODS, "default", "all"}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"methods: unknown {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
+    return {
+        name: method
+        for name, method in table.items()
+        if name in names or "all" in names or ("default" in names and method.default)
+    }
+
+
+def method_settings(settings: CompareSettings) -> MethodSettings:
+    """The dials of the methods."""
+    return MethodSettings(
+        steps=settings.steps,
+        seed=settings.seed,
+        internal_batch_size=settings.batch_size,
+        pixel_steps=settings.pixel_steps,
+    )
+
+
+def attention_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
+    """Attention maps and predictions (``attention_maps``), and every method asked for that needs attention alone."""
+    dials = method_settings(settings)
+    heads = _of_attention(chosen_methods(settings.methods))
+    pixels = _of_attention(chosen_methods(settings.methods, PIXEL_METHODS))
+    depends_on = {ATTENTION: {}, **{name: _dials(dials, method) for name, method in heads.items()}}
+    depends_on |= {PIXEL + name: _pixel_dials(dials, method) for name, method in pixels.items()}
+    layout = head_layout(opened.model)
+
+    def compute(batch: Batch, wanted: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        found = read_attention_methods(
+            opened.model,
+            batch,
+            replace(dials, internal_batch_size=batch_size),
+            heads=[name for name in heads if name in wanted],
+            pixels=[name for name in pixels if PIXEL + name in wanted],
+            head_maps=ATTENTION in wanted,
+        )
+        arrays = {name: {"scores": scores.numpy()} for name, scores in found.scores.items()}
+        arrays |= {PIXEL + name: _pixel_arrays(name, maps, batch, layout) for name, maps in found.maps.items()}
+        if ATTENTION in wanted:
+            arrays[ATTENTION] = {name: values.numpy() for name, values in found.head_maps.items()}
+            arrays[ATTENTION]["predictions"] = found.predictions.numpy()
+        return arrays
+
+    return Pass(ATTENTION, depends_on, compute, 1.0)
+
+
+def truth_pass(opened: OpenedModel, name: str = TRUTH, heads: Iterable[tuple[int, int]] | None = None) -> Pass:
+    """The effect of setting each head (or each of ``heads``, the others NaN) to zero, in its turn."""
+    layout = head_layout(opened.model)
+    chosen = None if heads is None else sorted(heads)
+    costs = sweep_costs(layout.num_layers, layout.num_heads)
+
+    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        found = zero_ablation(opened.model, batch, heads=chosen, batch_size=batch_size)
+        arrays = {
+            "delta_loss": found.delta_loss.numpy(),
+            "delta_target_sq": found.delta_target_sq.numpy(),
+            "intact_loss": found.intact_loss.numpy(),
+            "predictions": opened.model.to_units(found.intact_predictions).numpy(),
+            # Standardised: what the estimate of effects is made from and tried on.
+            "output_changes": (found.ablated_predictions - found.intact_predictions[:, None, None]).float().numpy(),
+            "residuals": (found.intact_predictions - batch.labels.to("cpu", torch.float64)).numpy(),
+        }
+        return {name: arrays}
+
+    forwards = 1 + float(costs.sum() if chosen is None else sum(costs[pair] for pair in chosen))
+    return Pass(name, {name: {} if chosen is None else {"heads": chosen}}, compute, forwards)
+
+
+def method_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
+    """One pass for each method asked for that needs more than attention."""
+    dials, num_targets = method_settings(settings), len(opened.model.config.target_names)
+    layout = head_layout(opened.model)
+
+    def of(key: str, method: Method, depends_on: dict[str, Any], compute: Callable[[Batch, int], Arrays]) -> Pass:
+        forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
+        total = forwards + BACKWARD_COST * backwards
+        return Pass(key, {key: depends_on}, lambda batch, _, batch_size: {key: compute(batch, batch_size)}, total)
+
+    def scores(name: str, batch: Batch, batch_size: int) -> Arrays:
+        own = replace(dials, internal_batch_size=batch_size)
+        if name == "gate_ig":
+            return _gate_ig(opened, own, batch)
+        if name == "gate_ixg_out":
+            return _gate_ixg_out(opened, own, batch)
+        return {"scores": run_method(name, opened.model, batch, own).numpy()}
+
+    def maps(name: str, batch: Batch, batch_size: int) -> Arrays:
+        own = replace(dials, internal_batch_size=batch_size)
+        return _pixel_arrays(name, run_pixel_method(name, opened.model, batch, own), batch, layout)
+
+    passes = []
+    for name, method in chosen_methods(settings.methods).items():
+        if method.of_attention is None:
+            passes.append(of(name, method, _dials(dials, method), partial(scores, name)))
+    for name, method in chosen_methods(settings.methods, PIXEL_METHODS).items():
+        if method.of_attention is None:
+            passes.append(of(PIXEL + name, method, _pixel_dials(dials, method), partial(maps, name)))
+    return passes
+
+
+def _of_attention(methods: Mapping[str, Method]) -> dict[str, Method]:
+    return {name: method for name, method in methods.items() if method.of_attention is not None}
+
+
+def _dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
+    return {"steps": dials.steps, "seed": dials.seed, "method": _source(method)}
+
+
+def _pixel_dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
+    return {"pixel_steps": dials.pixel_steps, "seed": dials.seed, "method": _source(method)}
+
+
+def _source(method: Method) -> str:
+    """The source of a method's function, so that another function under the same name is another method."""
+    function = method.function if method.of_attention is None else method.of_attention
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(function)
+
+
+def _gate_ig(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
+    scores, delta = gate_ig_with_delta(opened.model, batch, dials)
+    found = scores.detach().cpu().float().numpy()
+    # Scores are minus the attributions: their sum is off ℓ(0) − ℓ(1) by delta.
+    difference = -found.sum(axis=(1, 2), dtype=np.float64) - delta.detach().cpu().double().numpy()
+    return {"scores": found, "delta": delta.detach().cpu().double().numpy(), "difference": difference}
+
+
+def _gate_ixg_out(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
+    """The method's scores, and beside them what each head adds to each output, `[image layer head target]`."""
+    predictions, removed = output_contributions(
+        opened.model, batch, batch_size=min(dials.internal_batch_size, PICTURES_PER_PASS)
+    )
+    scores = composed_loss_change(predictions, batch.labels, removed)
+    return {"scores": scores.float().cpu().numpy(), "contributions": removed.permute(0, 2, 3, 1).float().cpu().numpy()}
+
+
+def _pixel_arrays(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> Arrays:
+    """Maps on the patch grid, as float16: scaled to a maximum of 1, since localization knows no scale."""
+    if maps.shape[-1] != layout.num_cols:
+        maps = to_patch_grid(maps, layout)
+    for place in (maps.amax(dim=(1, 2)) == 0).nonzero().flatten().tolist():
+        raise ValueError(f"pixel method {name}: picture {int(batch.indices[place])}: every number is zero")
+    return {"maps": (maps / maps.amax(dim=(1, 2), keepdim=True)).numpy().astype(np.float16)}

@@ -1,0 +1,166 @@
+"""The folder of a run: made, cleared of what no longer holds, filled with tables, figures, report and manifest.
+
+Takes per-picture results and settings; leaves files, each whole or not at all, and gives the lines of the short answer.
+Computes no scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.answer import REFERENCE_FOLDER, compare_with_reference, describe_run, read_reference
+from analysis.explain import Explained
+from analysis.figures import GALLERY_PICTURES, layer_table, write_figures
+from analysis.intervals import bootstrap_indices, indicative
+from analysis.manifest import manifest
+from analysis.models import OpenedModel
+from analysis.pictures import Pictures, PictureSource
+from analysis.report import write_atomically, write_report
+from analysis.run_tables import TABLES, run_tables
+from analysis.scorecard import Truth, effect_column
+from analysis.settings import CompareSettings
+from analysis.tables import write_table
+from analysis.truths import LEAST_SWEPT
+
+CONTROL_WARNING = "CONTROL RUN: a small random network that was never trained. Its heads mean nothing."
+MOST_PICTURES_SHOWN = 64
+
+
+def with_output(settings: CompareSettings, num_pictures: int) -> CompareSettings:
+    """Settings with the output folder filled in: ``results/<model>-<data>-<pictures>``."""
+    if settings.output_dir is not None:
+        return settings
+    model, data = Path(settings.model).name, Path(settings.data).name
+    return replace(settings, output_dir=f"results/{model}-{data}-{num_pictures}")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder and check that it can be written to (OSError)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: no permission to write")
+
+
+def remove_results(folder: Path) -> None:
+    """Take out the results of an earlier run (never its scores), so that none stands beside results it does not match.
+
+    ``manifest.json`` goes first and comes back last: a folder without it is not finished.
+    """
+    names = ["manifest.json", "report.html", *(f"{name}.csv" for name in TABLES)]
+    figures = [path for kind in ("png", "svg") for path in sorted((folder / "figures").glob(f"*.{kind}"))]
+    for path in (*(folder / name for name in names), *figures):
+        path.unlink(missing_ok=True)
+
+
+def write_results(
+    folder: Path,
+    settings: CompareSettings,
+    opened: OpenedModel,
+    source: PictureSource,
+    explained: Explained,
+    num_processes: int = 1,
+) -> list[str]:
+    """Tables, figures, report and manifest from per-picture scores; returns the lines of the short answer."""
+    survey, count = explained.survey, len(explained.survey)
+    is_reference = folder.resolve() == REFERENCE_FOLDER
+    reference = None if is_reference or opened.is_control else read_reference()
+    indices = bootstrap_indices(count, settings.bootstrap_replicates, seed=settings.seed)
+    tables = run_tables(settings, opened, explained, indices)
+    remove_results(folder)
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.csv")
+    scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
+    answer = describe_run(scorecard, agreement)
+    caution = indicative(count)
+    warnings = [CONTROL_WARNING] if opened.is_control else []
+    if not opened.is_control and not is_reference:
+        answer += compare_with_reference(scorecard, agreement, reference, opened.sha256, source.identity)
+    if caution:
+        warnings.append(
+            f"{caution[0].upper()}{caution[1:]}: intervals are too narrow at this number and ranks unstable."
+        )
+    warnings += estimate_warnings(explained.truth, count)
+    if survey.patch_labels is None:
+        warnings.append("These pictures come without masks: where heads look is shown, but not scored.")
+    note = f"{count} pictures" + (", indicative only." if caution else ".")
+    if explained.truth.is_estimated:
+        note += f" Effects are estimated from a sweep of {explained.truth.num_swept} of them."
+    shown = _shown(source)
+    figures = write_figures(
+        folder / "figures",
+        scorecard=scorecard,
+        agreement=agreement,
+        localization=tables.get("localization"),
+        pixel_localization=tables.get("pixel_localization"),
+        layers=layer_table(explained.truth, indices),
+        images=shown.images,
+        maps=explained.maps["cls"][: len(shown.images)],
+        pixel_maps={name: found[: len(shown.images)] for name, found in explained.pixel_maps.items()},
+        masks=shown.masks,
+        note=("Control, random weights. " if opened.is_control else "") + note,
+    )
+    record = manifest(
+        settings=asdict(settings),
+        model=opened.identity | {"config": asdict(opened.model.config)},
+        data=source.identity | {"sha256": survey.sha256},
+        device=settings.device,
+        done=count,
+        total=count,
+    )
+    record["processes"] = num_processes
+    effect = effect_column(scorecard)
+    write_report(
+        folder / "report.html",
+        title=("CONTROL: " if opened.is_control else "") + "Which heads matter, and which method tells",
+        answer=answer,
+        warnings=warnings,
+        figures=figures,
+        tables=[
+            ("Heads by effect", "The 20 heads whose removal hurts most; all heads in head_scorecard.csv.",
+             scorecard.nlargest(20, effect)),
+            *(
+                [("Agreement with ablation", "All statistics in agreement.csv.",
+                  agreement[(agreement["statistic"] == "spearman") & (agreement["estimator"] == "mean")])]
+                if agreement is not None
+                else []
+            ),
+            ("Methods", "What each method is; what it took in seconds and memory stands in methods.csv.",
+             tables["methods"].drop(columns=["seconds", "peak_mb"])),
+        ],
+        manifest=record,
+    )  # fmt: skip
+    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    return [*warnings, *answer, f"All of it: {folder / 'report.html'}"]
+
+
+def estimate_warnings(truth: Truth, num_pictures: int) -> list[str]:
+    """What to know of estimated effects; nothing where they are swept."""
+    if truth.is_swept is None or truth.num_swept is None or truth.r2 is None:
+        return []
+    estimated = ~truth.is_swept
+    explained = f"{np.median(truth.r2[estimated]):.2f}" if estimated.any() else "none is left to"
+    found = [
+        f"Effects are estimates: {truth.num_swept} of {num_pictures} pictures were swept, the others predicted (median "
+        f"R² over heads {explained}); {int(truth.is_swept.sum())} of {truth.is_swept.size} heads were swept on all. "
+        "Estimates are of means alone: trimmed means are left out."
+    ]
+    if truth.num_swept < LEAST_SWEPT:
+        found.append(
+            f"Fewer than {LEAST_SWEPT} pictures were swept: intervals of estimates are then somewhat too narrow."
+        )
+    return found
+
+
+def _shown(source: PictureSource) -> Pictures:
+    """The first pictures, so many that figures find a few with each region, if it is not a rare one."""
+    for count in (16, 32, MOST_PICTURES_SHOWN):
+        pictures = source.draw(range(min(count, source.count)))
+        masks = {} if pictures.masks is None else pictures.masks
+        if all(mask.any(axis=(1, 2)).sum() >= GALLERY_PICTURES for mask in masks.values()) or count >= source.count:
+            break
+    return pictures

@@ -1,0 +1,64 @@
+"""How long each piece of each score took, in which process, and how much memory that process had needed by then.
+
+Takes the records of finished pieces; keeps them in ``timings.json`` beside the scores, so that a run that went on or
+grew still knows them. Knows nothing of what was computed.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis.report import write_atomically
+
+# Name of a score -> digest of a piece -> seconds, peak_mb, process.
+Timings = dict[str, dict[str, dict[str, Any]]]
+
+
+def peak_mb() -> float:
+    """The most memory this process has held so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def timings_path(folder: Path) -> Path:
+    """Where the timings of the scores in a folder are kept."""
+    return folder / "timings.json"
+
+
+def read_timings(folder: Path) -> Timings:
+    """The timings of a folder of scores, empty where there are none."""
+    path = timings_path(folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from error
+    pieces = {
+        name: {key: one for key, one in found.items() if isinstance(one, dict)} for name, found in content.items()
+    }
+    return {name: found for name, found in pieces.items() if found}
+
+
+def add_timings(folder: Path, name: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep what is known of some pieces of a score; what is known of the others stays."""
+    if records:
+        timings = read_timings(folder)
+        timings[name] = timings.get(name, {}) | {sha256: dict(record) for sha256, record in records.items()}
+        write_atomically(timings_path(folder), (json.dumps(timings, indent=1, sort_keys=True) + "\n").encode())
+
+
+def summary(timings: Timings, name: str, pieces: Iterable[str]) -> dict[str, float]:
+    """Seconds and peak memory of these pieces of a score together; empty where nothing is known of one of them."""
+    found = timings.get(name, {})
+    wanted = list(pieces)
+    if not all(sha256 in found for sha256 in wanted):
+        return {}
+    return {
+        "seconds": sum(found[sha256]["seconds"] for sha256 in wanted),
+        "peak_mb": max(found[sha256]["peak_mb"] for sha256 in wanted),
+    }

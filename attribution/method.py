@@ -1,0 +1,48 @@
+"""What a method on trial is: its function, where it comes from, its sign, and what it costs.
+
+Gives :class:`Method` and its cost in passes. Knows no method in particular (`attribution.methods` does) and runs none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attribution.batch import MethodSettings
+from attribution.vit import HeadLayout
+
+Cost = int | Callable[[MethodSettings, int, int], int]  # passes per picture, or a function (settings, layers, targets)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what to know about it.
+
+    `signed`: the score predicts the sign of the effect too; an unsigned one has a `direction`, "+" where a larger
+    value is fixed beforehand to mean a head that matters more, "-" where a smaller one is. `forwards` and `backwards`
+    per picture. `approximate`: has no rule for some operation of the model. `default`: run unless methods are named.
+    `of_attention`: the method as a function (attention weights `[image head query key]` of every layer, layout) ->
+    scores or maps, for one that needs nothing else; such methods share one forward pass.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    family: str = "other"
+    paper: str = ""
+    signed: bool = True
+    direction: str = ""
+    forwards: Cost = 1
+    backwards: Cost = 0
+    approximate: bool = False
+    default: bool = True
+    note: str = ""
+    of_attention: Callable[[list[Tensor], HeadLayout], Tensor] | None = None
+
+
+def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targets: int) -> tuple[int, int]:
+    """Forward and backward passes per picture."""
+    forwards, backwards = (
+        passes if isinstance(passes, int) else passes(settings, num_layers, num_targets)
+        for passes in (method.forwards, method.backwards)
+    )
+    return forwards, backwards

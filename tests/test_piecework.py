@@ -1,0 +1,383 @@
+"""What is computed anew and what is not, when a run grows, shrinks, changes or is killed; and always the same bytes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny_models import tiny_batch, tiny_model
+
+from analysis import passes
+from analysis.compare import main
+from analysis.explain import explain
+from analysis.models import OpenedModel, open_model
+from analysis.pictures import Pictures, PictureSource, open_source
+from analysis.settings import CompareSettings
+from analysis.timings import read_timings
+from data_synth import ChirpDataset, SynthConfig
+from data_synth.folder import write_folder
+
+MOST = 40
+METHODS = ("gate_ixg", "cls_mass")
+EVERYTHING = {"attention_maps", "cls_mass", "ablation_zero", "gate_ixg"}
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return OpenedModel(tiny_model(), "tiny", "0" * 64, is_control=True)
+
+
+@pytest.fixture(scope="module")
+def pictures(opened):
+    rng = np.random.default_rng(0)
+    size, num_targets = opened.model.config.image_size, len(opened.model.config.target_names)
+    return Pictures(
+        images=rng.integers(0, 256, (MOST, size, size, 3), dtype=np.uint8),
+        labels=rng.normal(size=(MOST, num_targets)) * 10,
+        indices=np.arange(MOST),
+        patch_labels=None,
+        masks=None,
+        mean_image=np.full((size, size, 3), 127.5),
+    )
+
+
+def source_of(pictures, count):
+    def draw(rows):
+        chosen = list(rows)
+        assert max(chosen) < count
+        named = {name: getattr(pictures, name)[chosen] for name in ("images", "labels", "indices")}
+        return replace(pictures, **named)
+
+    return PictureSource(count, draw, {})
+
+
+class Computed:
+    """How often each score of each picture was computed, and after how many calls to fail."""
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self, stop_at=None, error=KeyboardInterrupt):
+        self.counts, self.calls, self.stop_at, self.error = Counter(), 0, stop_at, error
+
+    def add(self, names, batch):
+        if self.calls == self.stop_at:
+            raise self.error
+        self.calls += 1
+        self.counts.update((name, row) for name in names for row in batch.indices.tolist())
+
+    @property
+    def rows(self):
+        """Score -> numbers of the pictures it was computed for, none of them twice."""
+        assert set(self.counts.values()) <= {1}
+        names = {name for name, _ in self.counts}
+        return {name: sorted(row for other, row in self.counts if other == name) for name in names}
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    found = Computed()
+    read, sweep, run = passes.read_attention_methods, passes.zero_ablation, passes.run_method
+
+    def counted_read(model, batch, dials, *, heads, pixels, head_maps):
+        found.add([*heads, *pixels, *(["attention_maps"] if head_maps else [])], batch)
+        return read(model, batch, dials, heads=heads, pixels=pixels, head_maps=head_maps)
+
+    def counted_sweep(model, batch, *, heads=None, **rest):
+        found.add(["ablation_zero" if heads is None else "ablation_zero_poor"], batch)
+        return sweep(model, batch, heads=heads, **rest)
+
+    def counted_run(name, model, batch, dials):
+        found.add([name], batch)
+        return run(name, model, batch, dials)
+
+    monkeypatch.setattr(passes, "read_attention_methods", counted_read)
+    monkeypatch.setattr(passes, "zero_ablation", counted_sweep)
+    monkeypatch.setattr(passes, "run_method", counted_run)
+    return found
+
+
+def run_of(opened, pictures, count, folder, *, methods=METHODS, overwrite=False, progress=None, **changes):
+    settings = CompareSettings(model="tiny", methods=methods, num_pictures=count, **changes)
+    report = (lambda *_: None) if progress is None else progress
+    return explain(opened, source_of(pictures, count), settings, folder, report, overwrite=overwrite)
+
+
+def digests(folder, names=None):
+    return {
+        path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.safetensors"))
+        if names is None or path.stem in names
+    }
+
+
+def assert_tidy(folder, names=EVERYTHING):
+    assert {path.name for path in folder.iterdir()} == {"timings.json", *(f"{name}.safetensors" for name in names)}
+
+
+@pytest.fixture(scope="module")
+def fresh(opened, pictures, tmp_path_factory):
+    """Digests of an undisturbed run in a new folder."""
+
+    def run(count, **changes):
+        folder = tmp_path_factory.mktemp("fresh")
+        run_of(opened, pictures, count, folder, **changes)
+        return digests(folder)
+
+    return run
+
+
+def test_growing_computes_new_pieces_and_the_ragged_one(opened, pictures, tmp_path, computed, fresh):
+    run_of(opened, pictures, 20, tmp_path)
+    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+    computed.forget()
+    grown = run_of(opened, pictures, 36, tmp_path)
+    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(16, 36)))
+    assert_tidy(tmp_path)
+    assert digests(tmp_path) == fresh(36)
+    # The pieces are in their places: every picture's scores are those it has alone.
+    batch = tiny_batch(opened.model, 1)
+    assert grown.scores["gate_ixg"].shape[0] == len(grown.survey) == 36 and len(batch) == 1
+    assert set(grown.timings) == EVERYTHING and all(one["seconds"] > 0 for one in grown.timings.values())
+
+
+@pytest.mark.parametrize(("count", "again"), [(32, []), (20, range(16, 20)), (16, []), (7, range(7))])
+def test_shrinking_computes_the_ragged_piece_alone(opened, pictures, tmp_path, computed, fresh, count, again):
+    run_of(opened, pictures, 36, tmp_path)
+    computed.forget()
+    run_of(opened, pictures, count, tmp_path)
+    assert computed.rows == (dict.fromkeys(EVERYTHING, list(again)) if again else {})
+    assert_tidy(tmp_path)
+    assert digests(tmp_path) == fresh(count)
+
+
+def test_the_same_again_computes_and_writes_nothing(opened, pictures, tmp_path, computed):
+    first = run_of(opened, pictures, 20, tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    computed.forget()
+    second = run_of(opened, pictures, 20, tmp_path)
+    assert not computed.counts and {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    assert first.timings == second.timings
+    np.testing.assert_array_equal(first.truth.delta_loss, second.truth.delta_loss)
+
+
+@pytest.mark.parametrize("added", ["gate_ixg", "cls_mass", "rollout_drop", "random"])
+def test_another_method_computes_that_method_alone(opened, pictures, tmp_path, computed, fresh, added):
+    others = tuple(name for name in METHODS if name != added)
+    run_of(opened, pictures, 20, tmp_path, methods=others)
+    before = digests(tmp_path)
+    computed.forget()
+    run_of(opened, pictures, 20, tmp_path, methods=(*others, added))
+    assert computed.rows == {added: list(range(20))}
+    assert digests(tmp_path, before) == before and set(digests(tmp_path)) == {*before, added}
+    assert digests(tmp_path) == fresh(20, methods=(*others, added))
+
+
+def test_more_pictures_and_more_methods_at_once(opened, pictures, tmp_path, computed, fresh):
+    run_of(opened, pictures, 20, tmp_path, methods=("cls_mass",))
+    computed.forget()
+    run_of(opened, pictures, 36, tmp_path)
+    old = dict.fromkeys(EVERYTHING - {"gate_ixg"}, list(range(16, 36)))
+    assert computed.rows == {**old, "gate_ixg": list(range(36))}
+    assert digests(tmp_path) == fresh(36)
+
+
+def test_overwrite_computes_everything(opened, pictures, tmp_path, computed):
+    run_of(opened, pictures, 20, tmp_path, methods=(*METHODS, "random"))
+    (tmp_path / "notes.txt").write_text("mine")
+    before = digests(tmp_path)
+    computed.forget()
+    run_of(opened, pictures, 20, tmp_path, overwrite=True)
+    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+    # Scores that were not asked for are gone too, other people's files are not.
+    assert digests(tmp_path) == {name: digest for name, digest in before.items() if name != "random"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert set(read_timings(tmp_path)) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"batch_size": 8}, EVERYTHING),
+        ({"seed": 1}, set(METHODS)),
+        ({"steps": 3}, set(METHODS)),
+        ({"bootstrap_replicates": 10, "num_permutations": 10}, set()),
+    ],
+)
+def test_a_changed_setting_computes_what_depends_on_it(opened, pictures, tmp_path, computed, fresh, changes, again):
+    run_of(opened, pictures, 20, tmp_path)
+    computed.forget()
+    run_of(opened, pictures, 20, tmp_path, **changes)
+    assert computed.rows == dict.fromkeys(again, list(range(20)))
+    assert digests(tmp_path) == fresh(20, **changes)
+
+
+def test_another_model_computes_everything(opened, pictures, tmp_path, computed):
+    run_of(opened, pictures, 20, tmp_path)
+    computed.forget()
+    run_of(replace(opened, sha256="1" * 64), pictures, 20, tmp_path)
+    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_a_changed_picture_computes_its_piece(opened, pictures, tmp_path, computed, name):
+    run_of(opened, pictures, 36, tmp_path)
+    values = getattr(pictures, name).copy()
+    values[18] += 1
+    computed.forget()
+    run_of(opened, replace(pictures, **{name: values}), 36, tmp_path)
+    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(16, 32)))
+
+
+def test_a_damaged_score_file_is_computed_anew(opened, pictures, tmp_path, computed):
+    run_of(opened, pictures, 20, tmp_path)
+    before, path = digests(tmp_path), tmp_path / "gate_ixg.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    computed.forget()
+    run_of(opened, pictures, 20, tmp_path)
+    assert computed.rows == {"gate_ixg": list(range(20))} and digests(tmp_path) == before
+
+
+def test_wherever_a_run_is_stopped_it_goes_on(opened, pictures, tmp_path, computed, fresh):
+    expected, stop_at = fresh(36), 0
+    computed.forget()
+    while True:
+        folder = tmp_path / str(stop_at)
+        computed.forget(stop_at)
+        try:
+            run_of(opened, pictures, 36, folder)
+        except KeyboardInterrupt:
+            first = computed.counts
+            computed.forget()
+            run_of(opened, pictures, 36, folder)
+            # Together once: what was finished is not computed again, and what was not is.
+            assert set((first + computed.counts).values()) == {1}
+            assert first.total() + computed.counts.total() == 4 * 36
+            assert digests(folder) == expected
+            assert_tidy(folder)
+            stop_at += 1
+        else:
+            break
+    assert stop_at == 9  # three pieces of three passes
+
+
+def test_an_error_keeps_what_is_finished(opened, pictures, tmp_path, computed):
+    source, drawn = source_of(pictures, 36), []
+
+    def draw(rows):
+        drawn.append(tuple(rows))
+        if 20 in rows:
+            raise OSError("picture 20: not readable")
+        return source.draw(rows)
+
+    settings = CompareSettings(model="tiny", methods=METHODS, num_pictures=36)
+    with pytest.raises(OSError, match="picture 20: not readable"):
+        explain(opened, replace(source, draw=draw), settings, tmp_path, lambda *_: None)
+    assert computed.rows == dict.fromkeys({"attention_maps", "cls_mass"}, list(range(16)))
+    computed.forget()
+    run_of(opened, pictures, 36, tmp_path)
+    assert computed.rows["attention_maps"] == list(range(16, 36)) and computed.rows["gate_ixg"] == list(range(36))
+
+
+def test_progress_ends_at_the_cost_of_everything_whatever_is_known(opened, pictures, tmp_path):
+    def cost():
+        done = Counter()
+
+        def progress(name, forwards):
+            done[name] += forwards
+
+        run_of(opened, pictures, 36, tmp_path, progress=progress)
+        return done
+
+    first, second = cost(), cost()
+    assert set(first) == {"attention_maps", "ablation_zero", "gate_ixg"} and first["attention_maps"] == 36
+    assert second == pytest.approx(first)
+
+
+def test_an_estimate_goes_on_too(opened, pictures, tmp_path, computed, fresh):
+    expected = fresh(36, estimate=20)
+    for stop_at in (3, 5, 6):
+        folder = tmp_path / str(stop_at)
+        computed.forget(stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            run_of(opened, pictures, 36, folder, estimate=20)
+        first = computed.counts
+        computed.forget()
+        run_of(opened, pictures, 36, folder, estimate=20)
+        both = first + computed.counts
+        assert set(both.values()) == {1}
+        assert sum(name == "ablation_zero" for name, _ in both) == 20
+        assert digests(folder) == expected
+
+
+def test_more_pictures_of_a_folder(tmp_path, computed):
+    list(write_folder(ChirpDataset("test", 20, SynthConfig(num_layouts=4)), tmp_path / "chirps"))
+    opened = open_model("tiny-random", "cpu")
+
+    def run(count, folder):
+        names = opened.model.config.target_names
+        source = open_source(
+            str(tmp_path / "chirps"), count, seed=0, image_size=224, patch_size=14, target_names=names
+        )
+        settings = CompareSettings(model="tiny-random", methods=("cls_mass",), num_pictures=count)
+        computed.forget()
+        return explain(opened, source, settings, folder, lambda *_: None)
+
+    everything = EVERYTHING - {"gate_ixg"}
+    run(18, tmp_path / "scores")
+    found = run(20, tmp_path / "scores")
+    assert computed.rows == dict.fromkeys(everything, list(range(16, 20)))
+    assert found.survey.masks.shape == (20, 3, 224, 224)
+    run(20, tmp_path / "fresh")
+    assert digests(tmp_path / "scores") == digests(tmp_path / "fresh")
+    picture = tmp_path / "chirps" / "images" / "0000018.png"
+    pixels = np.array(Image.open(picture))
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(picture)
+    run(20, tmp_path / "scores")
+    # One of 20 pictures moves the mean that all pieces depend on.
+    assert computed.rows == dict.fromkeys(everything, list(range(20)))
+
+
+def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path, computed):
+    few = ["--bootstrap-replicates", "20", "--num-permutations", "20"]
+    arguments = ["--config", "analysis/configs/tiny.yaml", "--num-pictures", "40", "--methods", "gate_ixg,cls_mass"]
+    arguments = [*arguments, *few, "--output-dir"]
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for name in ("attention_maps", "gate_ixg"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "analysis.compare", *arguments, str(killed)],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not list((killed / "scores" / f"{name}.parts").glob("*.safetensors")):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (killed / "manifest.json").exists() and not list(killed.glob("*.csv"))
+    leftover = killed / "scores" / f".gate_ixg.safetensors.{os.getpid()}.tmp"
+    leftover.write_bytes(b"half")
+    assert (killed / "scores" / "attention_maps.safetensors").exists()
+    assert main([*arguments, str(killed)]) == 0
+    # The attention was finished, and at least the first piece of the others.
+    assert {name: rows[0] >= 16 for name, rows in computed.rows.items()} == {"ablation_zero": True, "gate_ixg": True}
+    assert main([*arguments, str(undisturbed)]) == 0
+    assert_tidy(killed / "scores")
+    assert digests(killed / "scores") == digests(undisturbed / "scores")
+    tables = {path.name for path in undisturbed.glob("*.csv")}
+    assert {"head_scorecard.csv", "agreement.csv", "localization.csv", "methods.csv"} <= tables
+    assert {path.name for path in killed.glob("*.csv")} == tables
+    for name in tables - {"methods.csv"}:
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert pd.read_csv(killed / "methods.csv")["seconds"].gt(0).all()

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from analysis.score_files import Piece, join_pieces, piece_records, score_file, store_piece
+from analysis.timings import add_timings, peak_mb, read_timings, summary, timings_path
+
+KNOWN = {
+    "m": {
+        "a": {"seconds": 1.5, "peak_mb": 300.0, "process": 0},
+        "b": {"seconds": 0.25, "peak_mb": 500.0, "process": 1},
+        "c": {"seconds": 2.0, "peak_mb": 400.0, "process": 0},
+    }
+}
+
+
+def test_seconds_add_up_and_memory_is_the_most():
+    assert summary(KNOWN, "m", ["a", "b", "c"]) == {"seconds": 3.75, "peak_mb": 500.0}
+    assert summary(KNOWN, "m", iter(["a", "c"])) == {"seconds": 3.5, "peak_mb": 400.0}
+
+
+@pytest.mark.parametrize(("name", "pieces"), [("m", ["a", "unknown"]), ("n", ["a"]), ("m", ["unknown"])])
+def test_nothing_is_said_where_a_piece_is_unknown(name, pieces):
+    assert summary(KNOWN, name, pieces) == {}
+
+
+def test_what_is_known_of_others_stays(tmp_path):
+    assert read_timings(tmp_path) == {}
+    add_timings(tmp_path, "m", {"a": KNOWN["m"]["a"]})
+    add_timings(tmp_path, "n", {"a": {"seconds": 9.0, "peak_mb": 1.0, "process": 0}})
+    add_timings(tmp_path, "m", {"b": KNOWN["m"]["b"], "c": KNOWN["m"]["c"]})
+    assert read_timings(tmp_path)["m"] == KNOWN["m"]
+    assert summary(read_timings(tmp_path), "n", ["a"]) == {"seconds": 9.0, "peak_mb": 1.0}
+    add_timings(tmp_path, "m", {"a": {"seconds": 7.0, "peak_mb": 1.0, "process": 2}})
+    assert read_timings(tmp_path)["m"]["a"]["seconds"] == 7.0
+    assert [path.name for path in tmp_path.iterdir()] == ["timings.json"]
+
+
+def test_no_records_no_file(tmp_path):
+    add_timings(tmp_path, "m", {})
+    assert not timings_path(tmp_path).exists()
+
+
+def test_records_of_pieces_survive_their_joining(tmp_path):
+    file = score_file(tmp_path, "m", {})
+    pieces = [Piece((0, 1), "a" * 64), Piece((2,), "b" * 64)]
+    for number, piece in enumerate(pieces):
+        record = {"seconds": 1.0 + number, "peak_mb": 10.0 * number, "process": number}
+        store_piece(file, piece, {"scores": np.zeros((len(piece.rows), 2))}, record)
+    add_timings(tmp_path, "m", piece_records(file))
+    join_pieces(file, pieces)
+    add_timings(tmp_path, "m", piece_records(file))
+    wanted = [piece.sha256 for piece in pieces]
+    assert summary(read_timings(tmp_path), "m", wanted) == {"seconds": 3.0, "peak_mb": 10.0}
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    timings_path(tmp_path).write_text("{")
+    with pytest.raises(ValueError, match=r"timings\.json: expected JSON"):
+        read_timings(tmp_path)
+
+
+def test_memory_is_counted_in_megabytes():
+    held = np.ones(60 * 2**20, dtype=np.uint8)  # 60 MB that are really there
+    peak = peak_mb()
+    assert held.nbytes / 2**20 < peak < 2**20
+    assert peak_mb() >= peak
