@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import Interval, bootstrap_interval, index_counts, weighted_mean, weighted_ratio
+from analysis.intervals import bootstrap_interval, index_counts, weighted_mean, weighted_ratio
 from analysis.localization import (
     METRICS,
     adjusted_for_chance,
@@ -26,39 +26,17 @@ from analysis.localization import (
     region_masks,
 )
 from analysis.nulls import false_discovery_rate, permutation_null
-from analysis.ranked_maps import Blocks, Floats, Located, locate, rank_maps, some_maps
+from analysis.ranked_maps import Blocks, Floats, locate, rank_maps, some_maps
 
-# Patches of all maps that are ranked together: what bounds memory (some 100 bytes a patch).
-MAX_CELLS = 1_000_000
+# What bounds memory: patches of all maps that are ranked together (some 100 bytes each), and numbers per picture, map,
+# region and metric that are held together (8 bytes each).
+MAX_PATCHES = 1_000_000
+MAX_NUMBERS = 8_000_000
 
 COLUMNS = (
     *("layer", "head", "query", "region", "metric", "value", "chance", "adjusted"),
     *("ci_low", "ci_high", "n", "p", "q_value"),
 )
-
-
-def region_intervals(
-    view: Located, indices: NDArray[np.integer], metrics: Sequence[str] = tuple(METRICS)
-) -> tuple[Interval, Floats, NDArray[np.int64]]:
-    """Value with its 95 % BCa interval, mean chance, and number of pictures, each `[metric map]`, over
-    pictures with S."""
-    num_images = len(view.present)
-    values = {name: found.reshape(num_images, -1) for name, found in per_picture(view, None, metrics).items()}
-    chances = {name: found.reshape(num_images, -1) for name, found in chance_per_picture(view, None, metrics).items()}
-    ones = np.ones((1, num_images))
-    rows: list[tuple[Floats, ...]] = []
-    for name in metrics:
-        chance = weighted_mean(chances[name], ones)[0]
-        if name == "iou_quantile":
-            hit, union = (part.reshape(num_images, -1) for part in quantile_overlap(view))
-            lucky, lucky_union = (part.reshape(num_images, -1) for part in quantile_overlap_by_chance(view))
-            chance = weighted_ratio(lucky, lucky_union, ones)[0]
-            found = bootstrap_interval(partial(weighted_ratio, hit, union), indices)
-        else:
-            found = bootstrap_interval(partial(weighted_mean, values[name]), indices)
-        rows.append((found.value, found.low, found.high, chance, np.isfinite(values[name]).sum(axis=0)))
-    value, low, high, chance, count = (np.stack(part) for part in zip(*rows, strict=True))
-    return Interval(value, low, high), chance, count
 
 
 def localization_table(
@@ -97,19 +75,58 @@ def localization_table(
     num_maps = int(np.prod(layers_and_heads))
     numbers = np.full((len(masks), len(METRICS), num_maps, 6), np.nan)
     p = np.full((len(masks), num_maps), np.nan)
-    at_once = max(1, MAX_CELLS // (num_images * num_rows * num_cols))
-    for first in range(0, num_maps, at_once):
-        some = slice(first, min(first + at_once, num_maps))
-        ranked = rank_maps(some_maps(maps, some))
-        for place, mask in enumerate(masks.values()):
-            found, chance, count = region_intervals(locate(ranked, mask), indices)
-            adjusted = adjusted_for_chance(found.value, chance)
-            adjusted[list(METRICS).index("lift")] = np.nan
-            numbers[place, :, some] = np.stack([found.value, chance, adjusted, found.low, found.high, count], axis=-1)
+    names = list(masks)
+    at_once = max(1, MAX_NUMBERS // (num_images * num_maps * len(METRICS)))
+    for first in range(0, len(names), at_once):
+        some = names[first : first + at_once]
+        found = _measure(maps, {name: masks[name] for name in some}, indices)
+        numbers[first : first + at_once] = [found[name] for name in some]
     for place, (name, mask) in enumerate(masks.items()):
         if concepts is None or name in concepts:
             p[place] = permutation_null(maps, mask, seed=seed, num_permutations=num_permutations).p.ravel()
-    return _tidy(numbers, p, query, list(masks), tuple(layers_and_heads))
+    return _tidy(numbers, p, query, names, tuple(layers_and_heads))
+
+
+def _measure(maps: Blocks, masks: Mapping[str, NDArray[np.bool_]], indices: NDArray[np.integer]) -> dict[str, Floats]:
+    """For each mask value, chance, adjusted, limits and n of every metric, `[metric map 6]`; some maps at a time."""
+    num_images, num_maps = maps.shape[0], int(np.prod(maps.shape[1:-2]))
+    names = list(METRICS)
+    # In place of its IoU per picture the quantile IoU has intersection and union, each summed over pictures.
+    values = {name: np.empty((len(names) + 1, num_images, num_maps)) for name in masks}
+    chance = {name: np.empty((len(names), num_maps)) for name in masks}
+    ones = np.ones((1, num_images))
+    step = max(1, MAX_PATCHES // (num_images * int(np.prod(maps.shape[-2:]))))
+    for first in range(0, num_maps, step):
+        some = slice(first, min(first + step, num_maps))
+        ranked = rank_maps(some_maps(maps, some))
+        for name, mask in masks.items():
+            view = locate(ranked, mask)
+            found, lucky = per_picture(view), chance_per_picture(view)
+            found["iou_quantile"], values[name][-1, :, some] = quantile_overlap(view)
+            for place, metric in enumerate(names):
+                values[name][place, :, some] = found[metric]
+                if metric == "iou_quantile":
+                    chance[name][place, some] = weighted_ratio(*quantile_overlap_by_chance(view), ones)[0]
+                else:
+                    chance[name][place, some] = weighted_mean(lucky[metric], ones)[0]
+    return {name: _intervals(values[name], chance[name], indices) for name in masks}
+
+
+def _intervals(values: Floats, chance: Floats, indices: NDArray[np.integer]) -> Floats:
+    """`[metric map 6]` from values `[metric image map]`, the unions of the quantile IoU last, and `chance [metric
+    map]`."""
+    *values_of, unions = values
+    rows = []
+    for metric, columns, by_chance in zip(METRICS, values_of, chance, strict=True):
+        if metric == "iou_quantile":
+            found = bootstrap_interval(partial(weighted_ratio, columns, unions), indices)
+        else:
+            found = bootstrap_interval(partial(weighted_mean, columns), indices)
+        blank = np.full(len(by_chance), np.nan)
+        adjusted = blank if metric == "lift" else adjusted_for_chance(found.value, by_chance)
+        count = np.isfinite(columns).sum(axis=0)
+        rows.append(np.stack([found.value, by_chance, adjusted, found.low, found.high, count], axis=-1))
+    return np.stack(rows)
 
 
 def _tidy(

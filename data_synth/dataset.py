@@ -88,12 +88,14 @@ def labels_of(params: ChirpParams) -> NDArray[np.float64]:
 class ChirpDataset:
     """``count`` pictures of a split; ``dataset[i]`` is a :class:`Sample`. Works as a map-style torch Dataset.
 
-    Splits share neither chirps nor, in the default preset, layouts.
+    Splits share neither chirps nor, in the default preset, layouts. ``compact`` keeps layouts compressed: 25 MB for 512
+    of them instead of 1.3 GB, and 2 ms more a picture, which is the same to the bit.
     """
 
     split: str
     count: int
     config: SynthConfig = field(default_factory=SynthConfig)
+    compact: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -101,11 +103,13 @@ class ChirpDataset:
         if self.count < 1:
             raise ValueError(f"count: expected at least 1, got {self.count}")
         config = self.config
-        pool = layout_pool(config.seed, self.split, config.image_size, config.patch_size, config.num_layouts)
+        pool = layout_pool(
+            config.seed, self.split, config.image_size, config.patch_size, config.num_layouts, compact=self.compact
+        )
         object.__setattr__(self, "_pool", pool)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"split": self.split, "count": self.count, "config": self.config}
+        return {"split": self.split, "count": self.count, "config": self.config, "compact": self.compact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

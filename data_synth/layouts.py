@@ -7,6 +7,8 @@ depend on which layouts were asked for before.
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,11 +90,23 @@ def make_layout(seed: int, split: str, index: int) -> Layout:
     raise RuntimeError(f"layout {index} of {split}: no style fitted in {MAX_ATTEMPTS} attempts")
 
 
-def layout_pool(seed: int, split: str, image_size: int, patch_size: int, keep: int) -> Callable[[int], Projection]:
-    """A function from pool index to :class:`Projection` that remembers the ``keep`` last used."""
+def layout_pool(
+    seed: int, split: str, image_size: int, patch_size: int, keep: int, *, compact: bool = False
+) -> Callable[[int], Projection]:
+    """A function from pool index to :class:`Projection` that remembers the ``keep`` last used.
 
-    @lru_cache(maxsize=keep)
-    def get(index: int) -> Projection:
+    One takes 2.5 MB at 224 pixels; ``compact`` keeps it compressed, in 50 kB, and unpacks it in 2 ms.
+    """
+
+    def make(index: int) -> Projection:
         return project(make_layout(seed, split, index), image_size, patch_size)
 
-    return get
+    if not compact:
+        return lru_cache(maxsize=keep)(make)
+
+    @lru_cache(maxsize=keep)
+    def packed(index: int) -> bytes:
+        return zlib.compress(pickle.dumps(make(index), pickle.HIGHEST_PROTOCOL), level=1)
+
+    # What is unpacked was packed by this very function, in this process.
+    return lambda index: pickle.loads(zlib.decompress(packed(index)))

@@ -1,7 +1,6 @@
 """What is computed anew and what is not, when a run grows, shrinks, changes or is killed; and always the same bytes."""
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -14,15 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_models import tiny_batch, tiny_model
+from tiny_models import tiny_model
 
-from analysis import passes
+from analysis import passes, run_folder
 from analysis.compare import main
 from analysis.explain import explain
-from analysis.models import OpenedModel, open_model
+from analysis.models import OpenedModel, make_batch, open_model
 from analysis.pictures import Pictures, PictureSource, open_source
 from analysis.settings import CompareSettings
 from analysis.timings import read_timings
+from attribution.ablation import zero_ablation
+from attribution.batch import MethodSettings
+from attribution.methods import run_method
 from data_synth import ChirpDataset, SynthConfig
 from data_synth.folder import write_folder
 
@@ -113,6 +115,10 @@ def run_of(opened, pictures, count, folder, *, methods=METHODS, overwrite=False,
     return explain(opened, source_of(pictures, count), settings, folder, report, overwrite=overwrite)
 
 
+def each(names, rows):
+    return {name: list(rows) for name in names}
+
+
 def digests(folder, names=None):
     return {
         path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -139,15 +145,19 @@ def fresh(opened, pictures, tmp_path_factory):
 
 def test_growing_computes_new_pieces_and_the_ragged_one(opened, pictures, tmp_path, computed, fresh):
     run_of(opened, pictures, 20, tmp_path)
-    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+    assert computed.rows == each(EVERYTHING, range(20))
     computed.forget()
     grown = run_of(opened, pictures, 36, tmp_path)
-    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(16, 36)))
+    assert computed.rows == each(EVERYTHING, range(16, 36))
     assert_tidy(tmp_path)
     assert digests(tmp_path) == fresh(36)
-    # The pieces are in their places: every picture's scores are those it has alone.
-    batch = tiny_batch(opened.model, 1)
-    assert grown.scores["gate_ixg"].shape[0] == len(grown.survey) == 36 and len(batch) == 1
+    assert len(grown.survey) == len(grown.scores["gate_ixg"]) == len(grown.maps["cls"]) == 36
+    for row in (3, 17, 35):  # the pieces are in their places: a picture's numbers are those it has alone
+        batch = make_batch(opened, source_of(pictures, 36).draw([row]))
+        alone = run_method("gate_ixg", opened.model, batch, MethodSettings())[0].numpy()
+        np.testing.assert_allclose(grown.scores["gate_ixg"][row], alone, rtol=1e-5, atol=1e-6 * np.abs(alone).max())
+        effect = zero_ablation(opened.model, batch).delta_loss[0].numpy()
+        np.testing.assert_allclose(grown.truth.delta_loss[row], effect, rtol=1e-8, atol=1e-12)
     assert set(grown.timings) == EVERYTHING and all(one["seconds"] > 0 for one in grown.timings.values())
 
 
@@ -156,7 +166,7 @@ def test_shrinking_computes_the_ragged_piece_alone(opened, pictures, tmp_path, c
     run_of(opened, pictures, 36, tmp_path)
     computed.forget()
     run_of(opened, pictures, count, tmp_path)
-    assert computed.rows == (dict.fromkeys(EVERYTHING, list(again)) if again else {})
+    assert computed.rows == (each(EVERYTHING, again) if again else {})
     assert_tidy(tmp_path)
     assert digests(tmp_path) == fresh(count)
 
@@ -187,7 +197,7 @@ def test_more_pictures_and_more_methods_at_once(opened, pictures, tmp_path, comp
     run_of(opened, pictures, 20, tmp_path, methods=("cls_mass",))
     computed.forget()
     run_of(opened, pictures, 36, tmp_path)
-    old = dict.fromkeys(EVERYTHING - {"gate_ixg"}, list(range(16, 36)))
+    old = each(EVERYTHING - {"gate_ixg"}, range(16, 36))
     assert computed.rows == {**old, "gate_ixg": list(range(36))}
     assert digests(tmp_path) == fresh(36)
 
@@ -198,7 +208,7 @@ def test_overwrite_computes_everything(opened, pictures, tmp_path, computed):
     before = digests(tmp_path)
     computed.forget()
     run_of(opened, pictures, 20, tmp_path, overwrite=True)
-    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+    assert computed.rows == each(EVERYTHING, range(20))
     # Scores that were not asked for are gone too, other people's files are not.
     assert digests(tmp_path) == {name: digest for name, digest in before.items() if name != "random"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -218,7 +228,7 @@ def test_a_changed_setting_computes_what_depends_on_it(opened, pictures, tmp_pat
     run_of(opened, pictures, 20, tmp_path)
     computed.forget()
     run_of(opened, pictures, 20, tmp_path, **changes)
-    assert computed.rows == dict.fromkeys(again, list(range(20)))
+    assert computed.rows == each(again, range(20))
     assert digests(tmp_path) == fresh(20, **changes)
 
 
@@ -226,7 +236,7 @@ def test_another_model_computes_everything(opened, pictures, tmp_path, computed)
     run_of(opened, pictures, 20, tmp_path)
     computed.forget()
     run_of(replace(opened, sha256="1" * 64), pictures, 20, tmp_path)
-    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(20)))
+    assert computed.rows == each(EVERYTHING, range(20))
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
@@ -236,7 +246,7 @@ def test_a_changed_picture_computes_its_piece(opened, pictures, tmp_path, comput
     values[18] += 1
     computed.forget()
     run_of(opened, replace(pictures, **{name: values}), 36, tmp_path)
-    assert computed.rows == dict.fromkeys(EVERYTHING, list(range(16, 32)))
+    assert computed.rows == each(EVERYTHING, range(16, 32))
 
 
 def test_a_damaged_score_file_is_computed_anew(opened, pictures, tmp_path, computed):
@@ -283,10 +293,32 @@ def test_an_error_keeps_what_is_finished(opened, pictures, tmp_path, computed):
     settings = CompareSettings(model="tiny", methods=METHODS, num_pictures=36)
     with pytest.raises(OSError, match="picture 20: not readable"):
         explain(opened, replace(source, draw=draw), settings, tmp_path, lambda *_: None)
-    assert computed.rows == dict.fromkeys({"attention_maps", "cls_mass"}, list(range(16)))
+    assert computed.rows == each({"attention_maps", "cls_mass"}, range(16))
     computed.forget()
     run_of(opened, pictures, 36, tmp_path)
     assert computed.rows["attention_maps"] == list(range(16, 36)) and computed.rows["gate_ixg"] == list(range(36))
+
+
+def test_memory_that_does_not_suffice_halves_the_batch_from_then_on(
+    opened, pictures, tmp_path, computed, monkeypatch, capsys
+):
+    expected = run_of(opened, pictures, 36, tmp_path / "enough").scores["gate_ixg"]
+    counted, sizes = passes.run_method, []
+
+    def scarce(name, model, batch, dials):
+        sizes.append(len(batch))
+        if len(batch) > 4:
+            raise MemoryError
+        return counted(name, model, batch, dials)
+
+    monkeypatch.setattr(passes, "run_method", scarce)
+    computed.forget()
+    found = run_of(opened, pictures, 36, tmp_path / "scarce").scores["gate_ixg"]
+    assert sizes == [16, 8] + [4] * 9
+    assert computed.rows["gate_ixg"] == list(range(36))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: gate_ixg")]
+    assert [line.split("going on with ")[1] for line in warnings] == [f"{n} pictures at a time" for n in (8, 4)]
 
 
 def test_progress_ends_at_the_cost_of_everything_whatever_is_known(opened, pictures, tmp_path):
@@ -326,9 +358,7 @@ def test_more_pictures_of_a_folder(tmp_path, computed):
 
     def run(count, folder):
         names = opened.model.config.target_names
-        source = open_source(
-            str(tmp_path / "chirps"), count, seed=0, image_size=224, patch_size=14, target_names=names
-        )
+        source = open_source(str(tmp_path / "chirps"), count, seed=0, image_size=224, patch_size=14, target_names=names)
         settings = CompareSettings(model="tiny-random", methods=("cls_mass",), num_pictures=count)
         computed.forget()
         return explain(opened, source, settings, folder, lambda *_: None)
@@ -336,7 +366,7 @@ def test_more_pictures_of_a_folder(tmp_path, computed):
     everything = EVERYTHING - {"gate_ixg"}
     run(18, tmp_path / "scores")
     found = run(20, tmp_path / "scores")
-    assert computed.rows == dict.fromkeys(everything, list(range(16, 20)))
+    assert computed.rows == each(everything, range(16, 20))
     assert found.survey.masks.shape == (20, 3, 224, 224)
     run(20, tmp_path / "fresh")
     assert digests(tmp_path / "scores") == digests(tmp_path / "fresh")
@@ -346,10 +376,11 @@ def test_more_pictures_of_a_folder(tmp_path, computed):
     Image.fromarray(pixels).save(picture)
     run(20, tmp_path / "scores")
     # One of 20 pictures moves the mean that all pieces depend on.
-    assert computed.rows == dict.fromkeys(everything, list(range(20)))
+    assert computed.rows == each(everything, range(20))
 
 
-def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path, computed):
+def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path, computed, monkeypatch):
+    monkeypatch.setattr(run_folder, "write_figures", lambda *_, **__: [])  # half of the time, and no tables
     few = ["--bootstrap-replicates", "20", "--num-permutations", "20"]
     arguments = ["--config", "analysis/configs/tiny.yaml", "--num-pictures", "40", "--methods", "gate_ixg,cls_mass"]
     arguments = [*arguments, *few, "--output-dir"]
@@ -366,8 +397,7 @@ def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path, computed):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not (killed / "manifest.json").exists() and not list(killed.glob("*.csv"))
-    leftover = killed / "scores" / f".gate_ixg.safetensors.{os.getpid()}.tmp"
-    leftover.write_bytes(b"half")
+    (killed / "scores" / f".gate_ixg.safetensors.{process.pid}.tmp").write_bytes(b"half")
     assert (killed / "scores" / "attention_maps.safetensors").exists()
     assert main([*arguments, str(killed)]) == 0
     # The attention was finished, and at least the first piece of the others.
