@@ -66,7 +66,7 @@ def localization_table(
             "localization: expected maps [image layer head row col] and labels [image row col], "
             f"got {list(maps.shape)} and {list(np.shape(patch_labels))}"
         )
-    num_images, *layers_and_heads, num_rows, num_cols = maps.shape
+    num_images, *layers_and_heads = maps.shape[:-2]
     index_counts(indices, num_images)
     masks = region_masks(patch_labels, regions) | dict(extra_masks or {})
     unknown = sorted(set(concepts or ()) - set(masks))

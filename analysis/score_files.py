@@ -28,7 +28,8 @@ from analysis.report import write_atomically
 Arrays = dict[str, NDArray[Any]]
 # The only entry of a file's metadata: safetensors writes several in an order that changes from call to call.
 ENTRY = "scores"
-KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
+# Names in the format, in the order in which its own writer puts them.
+KINDS = {"int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8"}
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -209,7 +210,7 @@ def _join(stored: Sequence[Stored], entry: str, target: IO[bytes]) -> None:
             raise ValueError(f"{place.path}: holds {other}, expected {shapes[0]} as in {stored[0].path}")
     num_images = sum(place.count for place in stored)
     # Wider numbers first, then by name: the order of the format's own writer, which keeps all of them aligned.
-    keys = sorted(shapes[0], key=lambda key: (-np.dtype(shapes[0][key][0]).itemsize, key))
+    keys = sorted(shapes[0], key=lambda key: (list(KINDS).index(shapes[0][key][0]), key))
     header: dict[str, Any] = {"__metadata__": {ENTRY: entry}}
     offset = 0
     for key in keys:

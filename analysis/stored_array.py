@@ -33,11 +33,12 @@ class StoredArray:
         first, *rest = index if isinstance(index, tuple) else (index,)
         with safe_open(self.path, framework="numpy") as file:
             array = file.get_slice(self.key)
-            # Python's slices may reach past the end, those of the file may not.
-            start, stop, _ = (first if isinstance(first, slice) else slice(first, first + 1)).indices(
-                array.get_shape()[0]
-            )
-            block = array[start : max(start, stop)]
-        if isinstance(first, slice):
-            return block[(slice(None, None, first.step), *rest)]
-        return block[(0, *rest)]
+            size = array.get_shape()[0]
+            if not isinstance(first, slice):
+                row = range(size)[first]
+                return array[row : row + 1][(0, *rest)]
+            start, stop, step = first.indices(size)  # Python's slices may reach past the end, those of the file may not
+            if step < 0:
+                raise ValueError(f"{self.path}, {self.key}: expected pictures in rising order, got step {step}")
+            block = array[start:stop] if start < stop else array[0:0]
+        return block[(slice(None, None, step), *rest)]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analysis.devices import bfloat16_is_native
 from analysis.estimate import estimate_from_outputs, poor_heads, sample_pictures, with_exact
 from analysis.models import OpenedModel
 from analysis.passes import ATTENTION, TRUTH, Pass, truth_pass
@@ -48,21 +49,17 @@ def predictor_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
 
     Its numbers only steer: an estimate is unbiased whatever they are.
     """
-    dtype = torch.bfloat16 if has_bfloat16(settings.device) and opened.model.dtype == torch.float32 else None
+    dtype = (
+        torch.bfloat16
+        if bfloat16_is_native(torch.device(settings.device)) and opened.model.dtype == torch.float32
+        else None
+    )
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         found = output_contributions(opened.model, batch, batch_size=min(batch_size, PICTURES_PER_PASS), dtype=dtype)[1]
         return {PREDICTOR: {"contributions": found.permute(0, 2, 3, 1).float().cpu().numpy()}}
 
     return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype)}}, compute, PREDICTOR_FORWARDS[dtype])
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 matrices itself; elsewhere it would be slow and nothing gained."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def sample_of(settings: CompareSettings, count: int) -> list[int] | None:

@@ -70,7 +70,7 @@ def test_the_estimate_is_made_of_the_sample_and_a_prediction_for_all(tmp_path, o
     truth = explained(opened, source, settings, tmp_path / "scores").truth
     batch, full = swept
     sample = sample_pictures(COUNT, SWEPT, settings.seed)
-    dtype = torch.bfloat16 if truths.has_bfloat16("cpu") else None
+    dtype = torch.bfloat16 if truths.bfloat16_is_native(torch.device("cpu")) else None
     parts = [
         output_contributions(opened.model, part, batch_size=8, dtype=dtype)[1]
         for rows in (slice(0, 16), slice(16, 20))

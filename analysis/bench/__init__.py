@@ -1,0 +1,1 @@
+"""How fast this project is, measured side by side: `python -m analysis.bench`."""

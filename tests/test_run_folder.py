@@ -1,0 +1,216 @@
+"""The folder of a run: nothing in it that does not match, the manifest last, and what must be known said."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import run_folder
+from analysis.answer import REFERENCE_FOLDER
+from analysis.explain import explain
+from analysis.models import open_model
+from analysis.pictures import open_source
+from analysis.run_folder import (
+    CONTROL_WARNING,
+    estimate_warnings,
+    prepare_folder,
+    remove_results,
+    with_output,
+    write_results,
+)
+from analysis.run_tables import TABLES
+from analysis.scorecard import Truth
+from analysis.settings import CompareSettings
+
+SETTINGS = CompareSettings(
+    model="tiny-random", methods=("cls_mass", "gate_ixg"), num_pictures=4, bootstrap_replicates=20, num_permutations=19
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Everything `write_results` takes: settings, model, pictures and what was found of them."""
+    opened = open_model(SETTINGS.model, "cpu")
+    names = opened.model.config.target_names
+    source = open_source("default", 4, seed=0, image_size=224, patch_size=14, target_names=names)
+    folder = tmp_path_factory.mktemp("scores")
+    return opened, source, explain(opened, source, SETTINGS, folder, lambda *_: None)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What `write_figures` was asked for; it draws nothing."""
+    asked = []
+    monkeypatch.setattr(run_folder, "write_figures", lambda folder, **content: asked.append((folder, content)) or [])
+    return asked
+
+
+def fill(folder):
+    """A folder as an earlier run left it, and things of others in it."""
+    kept = ["scores/gate_ixg.safetensors", "scores/timings.json", "notes.txt", "mine.csv", "figures/mine.pdf"]
+    results = ["manifest.json", "report.html", *(f"{name}.csv" for name in TABLES)]
+    results += ["figures/old_figure.png", "figures/old_figure.svg"]
+    for name in (*kept, *results):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+    return set(kept)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_are_removed_and_nothing_else(tmp_path):
+    kept = fill(tmp_path)
+    remove_results(tmp_path)
+    assert files(tmp_path) == kept
+    remove_results(tmp_path)  # nothing there: nothing to do
+    remove_results(tmp_path / "nowhere")
+    assert files(tmp_path) == kept
+
+
+def test_the_manifest_leaves_first(tmp_path, monkeypatch):
+    fill(tmp_path)
+    left = []
+    unlink = run_folder.Path.unlink
+    monkeypatch.setattr(run_folder.Path, "unlink", lambda path, **how: (left.append(path.name), unlink(path, **how)))
+    remove_results(tmp_path)
+    assert left[0] == "manifest.json" and left.count("manifest.json") == 1
+
+
+def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(results, tmp_path, monkeypatch):
+    kept, written = fill(tmp_path), []
+
+    def watched(name, original):
+        def call(*args, **kwargs):
+            written.append((name, (tmp_path / "manifest.json").exists(), "old_figure.png" in str(files(tmp_path))))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(run_folder, name, call)
+
+    def drawn(folder, **_):
+        folder.mkdir(exist_ok=True)
+        return []
+
+    watched("write_table", run_folder.write_table)
+    watched("write_figures", drawn)
+    watched("write_report", run_folder.write_report)
+    watched("write_atomically", run_folder.write_atomically)
+    write_results(tmp_path, SETTINGS, *results, 3)
+    names = [name for name, *_ in written]
+    assert names == ["write_table"] * 5 + ["write_figures", "write_report", "write_atomically"]
+    assert not any(finished or stale for _, finished, stale in written)
+    tables = {f"{name}.csv" for name in TABLES if name != "pixel_localization"}  # no pixel method, no such table
+    assert files(tmp_path) == kept | tables | {"manifest.json", "report.html"}
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert record["processes"] == 3 and record["pictures"] == {"done": 4, "total": 4}
+    assert record["settings"]["methods"] == ["cls_mass", "gate_ixg"] and record["model"]["control"] is True
+    assert len(pd.read_csv(tmp_path / "head_scorecard.csv")) == 12
+
+
+@pytest.mark.parametrize("step", ["write_table", "write_figures", "write_report"])
+def test_a_run_that_breaks_off_leaves_no_manifest(results, tmp_path, monkeypatch, figures, step):
+    fill(tmp_path)
+
+    def full(*_, **__):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(run_folder, step, full)
+    with pytest.raises(OSError, match="disk is full"):
+        write_results(tmp_path, SETTINGS, *results)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_tables_that_cannot_be_made_leave_the_earlier_run(results, tmp_path, monkeypatch):
+    fill(tmp_path)
+    before = files(tmp_path)
+    monkeypatch.setattr(run_folder, "run_tables", lambda *_: (_ for _ in ()).throw(ValueError("agreement")))
+    with pytest.raises(ValueError, match="agreement"):
+        write_results(tmp_path, SETTINGS, *results)
+    assert files(tmp_path) == before
+
+
+def test_what_must_be_known_stands_in_the_answer_and_on_the_page(results, tmp_path, figures):
+    opened, source, explained = results
+    lines = write_results(tmp_path, SETTINGS, opened, source, explained)
+    assert lines[0] == CONTROL_WARNING
+    assert lines[1].startswith("Indicative: 4 pictures, fewer than 128") and lines[1].endswith("ranks unstable.")
+    assert lines[-1] == f"All of it: {tmp_path / 'report.html'}" and not any("estimate" in line for line in lines)
+    page = (tmp_path / "report.html").read_text()
+    assert "CONTROL" in page and "Indicative: 4 pictures" in page
+    folder, content = figures[0]
+    assert folder == tmp_path / "figures"
+    assert content["note"] == "Control, random weights. 4 pictures, indicative only."
+    assert len(content["images"]) == len(content["maps"]) == 4 and set(content["masks"]) >= {"chirp", "text"}
+
+
+def estimated(num_swept, is_swept, r2):
+    shape = np.shape(is_swept)
+    effects = np.random.default_rng(0).normal(size=(4, *shape))
+    swept = {"is_swept": np.array(is_swept), "r2": np.array(r2), "num_swept": num_swept}
+    return Truth("zero_estimated", effects, effects[..., None].repeat(3, -1), np.ones(4), **swept)
+
+
+def test_warnings_of_estimates():
+    few = estimated(47, [[True, False], [False, False]], [[1.0, 0.5], [0.9, 0.1]])
+    first, second = estimate_warnings(few, 100)
+    # Of the heads that are estimated alone: the median of 0.5, 0.9 and 0.1.
+    assert first.startswith(
+        "Effects are estimates: 47 of 100 pictures were swept, the others predicted (median R² over heads 0.50); "
+        "1 of 4 heads were swept on all."
+    )
+    assert "means alone" in first and second.startswith("Fewer than 48 pictures were swept: intervals")
+    enough = estimated(48, [[False, False]], [[0.25, 0.75]])
+    assert len(estimate_warnings(enough, 100)) == 1
+    everything = estimated(50, [[True, True]], [[1.0, 1.0]])
+    assert "(median R² over heads none is left to); 2 of 2" in estimate_warnings(everything, 100)[0]
+    swept = Truth("zero", few.delta_loss, few.delta_target_sq, few.intact_loss)
+    assert estimate_warnings(swept, 100) == []
+
+
+def test_an_estimate_says_so_wherever_its_numbers_stand(results, tmp_path, figures):
+    opened, source, explained = results
+    truth = explained.truth
+    marks = np.zeros(truth.delta_loss.shape[1:], dtype=bool)
+    guess = replace(truth, kind="zero_estimated", is_swept=marks, r2=np.full(marks.shape, 0.8), num_swept=3)
+    settings = replace(SETTINGS, estimate=3)
+    lines = write_results(tmp_path, settings, opened, source, replace(explained, truth=guess))
+    assert [line[:12] for line in lines[2:4]] == ["Effects are ", "Fewer than 4"]
+    assert "(median R² over heads 0.80); 0 of 12 heads" in lines[2]
+    assert figures[0][1]["note"].endswith(" Effects are estimated from a sweep of 3 of them.")
+    assert "3 of 4 pictures were swept" in (tmp_path / "report.html").read_text()
+
+
+def test_the_reference_is_not_compared_with_itself(results, tmp_path, figures, monkeypatch):
+    opened, source, explained = results
+    trained = replace(opened, is_control=False)
+    compared = []
+    monkeypatch.setattr(run_folder, "compare_with_reference", lambda *_: compared.append(1) or ["Compared."])
+    prepare_folder(tmp_path / "a")
+    lines = write_results(tmp_path / "a", SETTINGS, trained, source, explained)
+    assert compared == [1] and "Compared." in lines and CONTROL_WARNING not in lines
+    monkeypatch.setattr(run_folder, "REFERENCE_FOLDER", (tmp_path / "a").resolve())
+    assert "Compared." not in write_results(tmp_path / "a", SETTINGS, trained, source, explained)
+    assert compared == [1] and REFERENCE_FOLDER != run_folder.REFERENCE_FOLDER
+
+
+def test_the_name_of_the_folder_says_what_is_in_it():
+    assert with_output(SETTINGS, 4).output_dir == "results/tiny-random-default-4"
+    placed = replace(SETTINGS, model="/far/my-model", data="pictures/mine/", num_pictures=900)
+    assert with_output(placed, 77).output_dir == "results/my-model-mine-77"
+    assert with_output(replace(SETTINGS, output_dir="here"), 4).output_dir == "here"
+
+
+def test_a_folder_that_cannot_be_made_or_written_to_is_refused(tmp_path, monkeypatch):
+    prepare_folder(tmp_path / "a" / "b")
+    prepare_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        prepare_folder(tmp_path / "file")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"a: no permission to write"):
+        prepare_folder(tmp_path / "a")
