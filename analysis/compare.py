@@ -86,11 +86,11 @@ def run(
     Raises ValueError or OSError for bad input.
     """
     processes = Processes(device=settings.device) if processes is None else processes
-    chosen_methods(settings.methods)
+    processes.together(lambda: chosen_methods(settings.methods))
     opened, source, first = processes.together(lambda: _open(settings, processes.device))
     settings = with_output(settings, source.count)
     passes = all_passes(opened, settings)
-    sample_of(settings, source.count)
+    processes.together(lambda: sample_of(settings, source.count))
     seconds = forward_seconds(opened, first)
     if dry_run:
         return [forecast(passes, seconds, source.count)]

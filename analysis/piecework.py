@@ -42,9 +42,8 @@ class Work:
 
 
 def known_pieces(work: Work) -> Known:
-    """The finished pieces of every score, in whichever process's folder they lie."""
-    found = work.processes.gathered(lambda: {name: set(stored_pieces(file)) for name, file in work.files.items()})
-    return {name: set().union(*(one[name] for one in found)) for name in work.files}
+    """The finished pieces of every score that the main process sees: it is the one that joins them."""
+    return work.processes.gathered(lambda: {name: set(stored_pieces(file)) for name, file in work.files.items()})[0]
 
 
 def survey_pictures(work: Work, first: Pass, known: Known) -> Survey:

@@ -7,6 +7,7 @@ Knows nothing of what is computed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,12 +91,13 @@ def bring_to_main(processes: Processes, folder: Path, written: list[Path]) -> No
     """
     if processes.number == 1:
         return
-    names = [path.relative_to(folder).as_posix() for path in written]
-    announced = [name for found in processes.gathered(lambda: names) for name in found]
-    wanted = processes.gathered(lambda: [name for name in announced if not (folder / name).exists()])[0]
+    own = {path.relative_to(folder).as_posix(): _sha256(path) for path in written}
+    announced = [pair for found in processes.gathered(lambda: own) for pair in found.items()]
+    # Under the same name there may still lie what a run with other settings has left.
+    wanted = processes.gathered(lambda: [name for name, sha256 in announced if _sha256(folder / name) != sha256])[0]
     if not wanted:
         return
-    contents = processes.gathered(lambda: {name: (folder / name).read_bytes() for name in names if name in wanted})
+    contents = processes.gathered(lambda: {name: (folder / name).read_bytes() for name in own if name in wanted})
 
     def keep() -> None:
         for name, content in (pair for found in contents for pair in found.items()):
@@ -103,3 +105,8 @@ def bring_to_main(processes: Processes, folder: Path, written: list[Path]) -> No
             write_atomically(folder / name, content)
 
     processes.gathered(keep if processes.is_main else lambda: None)
+
+
+def _sha256(path: Path) -> str:
+    """Of what a file holds; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
