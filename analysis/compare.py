@@ -109,9 +109,12 @@ def run(
             bar.set_description(name)
             bar.update(round(passed) - bar.n)
 
-        explained = explain(
-            opened, source, settings, folder / "scores", on_progress, processes=processes, overwrite=overwrite
-        )
+        try:
+            explained = explain(
+                opened, source, settings, folder / "scores", on_progress, processes=processes, overwrite=overwrite
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f" after {passed:.0f} of {total:.0f} forward passes") from stop
     if explained is None:
         return processes.together(list)
     return processes.together(lambda: write_results(folder, settings, opened, source, explained, processes.number))

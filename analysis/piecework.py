@@ -111,12 +111,6 @@ def join_scores(work: Work, names: Iterable[str], pieces: Sequence[Piece]) -> No
     work.processes.gathered(lambda: None if work.processes.is_main else clear())
 
 
-def count_done(work: Work, pieces: Sequence[Piece]) -> int:
-    """How many pieces are finished in every score."""
-    stored = [set(stored_pieces(file)) for file in work.files.values()]
-    return sum(all(piece.sha256 in one for one in stored) for piece in pieces)
-
-
 def _missing(one: Pass, piece: Piece, known: Known) -> list[str]:
     return [name for name in one.depends_on if piece.sha256 not in known[name]]
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -181,6 +182,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, c
     assert main([*SMALL, "--output-dir", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("error: ") and message in error[-1]
+
+
+def test_a_run_that_is_stopped_says_how_far_it_came(tmp_path, capsys, monkeypatch):
+    def stopped(opened, source, settings, folder, on_progress, **_):
+        on_progress("attention_maps", 4.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.compare.explain", stopped)
+    assert main([*SMALL, "--methods", "random", "--output-dir", str(tmp_path / "out")]) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"stopped after 4 of \d+ forward passes; the same command goes on from there", last)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_output_that_cannot_be_written(tmp_path, capsys):
