@@ -108,9 +108,14 @@ def compare_with_reference(
     kinds = [
         {key: found.get(key) for key in ("preset", "seed", "version", "folder")} for found in (data, reference.data)
     ]
-    which = "These pictures, which are among its own," if kinds[0] == kinds[1] else "These pictures, of another kind,"
+    count, known = (int(table["n"].iloc[0]) for table in (scorecard, reference.scorecard))
+    which = "These pictures, of another kind,"
+    if kinds[0] == kinds[1]:
+        own = "which are among its own" if count <= known else f"{known} of which are its own"
+        which = f"These pictures, {own},"
+    estimated = " (these effects are estimates, its are not)" if "_estimated" in effect_column(scorecard) else ""
     lines.append(
-        f"{which} {verdict} with it: Spearman {rho:.2f} over heads, {shared} of the 10 top heads shared."
+        f"{which} {verdict} with it{estimated}: Spearman {rho:.2f} over heads, {shared} of the 10 top heads shared."
         + (f" {caution[0].upper()}{caution[1:]}." if caution else "")
     )
     return lines

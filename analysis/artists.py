@@ -57,11 +57,12 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike[str]) -> tuple[Path
 
 def effect_label(column: str) -> str:
     """Axis label of an effect column `ablation_<kind>_[<target>_]<unit>`; any other name is its own label."""
-    match = re.fullmatch(r"ablation_([a-z]+)_(?:(\w+)_)?(var_pct|mse_pct|s2|hz2)", column)
+    match = re.fullmatch(r"ablation_([a-z]+?)(_estimated)?_(?:(\w+)_)?(var_pct|mse_pct|s2|hz2)", column)
     if match is None:
         return column
-    kind, target, unit = match.groups()
-    return f"effect of {kind} ablation" + (f" on {target}" if target else "") + f"\n({UNITS[unit]})"
+    kind, estimated, target, unit = match.groups()
+    effect = "estimated effect" if estimated else "effect"
+    return f"{effect} of {kind} ablation" + (f" on {target}" if target else "") + f"\n({UNITS[unit]})"
 
 
 def new_axes(ax: Axes | None, width: float, height: float) -> Axes:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
 import attribution
+from analysis import models, passes, truths
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
 from analysis.passes import ATTENTION, PIXEL, Pass, attention_pass, chosen_methods, method_passes
@@ -33,6 +34,7 @@ from analysis.stored_array import StoredArray
 from analysis.survey import Survey
 from analysis.timings import read_timings, summary, timings_path
 from analysis.truths import read_truth, sample_of, truth_passes
+from attribution.checkpoint import backbone_settings
 from attribution.heads import QUERIES
 from attribution.methods import PIXEL_METHODS
 from attribution.vit import loss_per_image, require_eval
@@ -90,6 +92,7 @@ def explain(
     identity = {
         "model": opened.sha256,
         "config": asdict(opened.model.config),
+        "backbone": backbone_settings(opened.model),
         "device": settings.device,
         "batch_size": settings.batch_size,
         "software": _software(),
@@ -181,8 +184,10 @@ def _explained(work: Work, settings: CompareSettings, survey: Survey, truth: Tru
 
 
 def _software() -> dict[str, Any]:
-    """What computes the scores: versions of the libraries, and a hash of this project's own methods."""
+    """What computes the scores: versions of the libraries, and a hash of this project's own code for them."""
     digest = hashlib.sha256()
-    for path in sorted(Path(attribution.__file__).parent.glob("*.py")):
+    own = [Path(passes.__file__), Path(models.__file__), Path(truths.__file__)]
+    for path in (*sorted(Path(attribution.__file__).parent.glob("*.py")), *own):
         digest.update(path.read_bytes())
-    return {"attribution": digest.hexdigest(), "torch": torch.__version__, "transformers": transformers.__version__}
+    libraries = ("torch", "transformers", "captum", "peft", "numpy")
+    return {"own": digest.hexdigest()} | {name: version(name) for name in libraries}

@@ -173,10 +173,13 @@ def _pixel_dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
 
 
 def _source(method: Method) -> str:
-    """The source of a method's function, so that another function under the same name is another method."""
-    function = method.function if method.of_attention is None else method.of_attention
+    """What a method's function is, so that another one under the same name is another method: its source, its defaults
+    and what it closes over."""
+    function: Any = method.function if method.of_attention is None else method.of_attention
+    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    bound = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None), *cells]
     try:
-        return inspect.getsource(function)
+        return f"{inspect.getsource(function)}{bound}"
     except (OSError, TypeError):
         return repr(function)
 

@@ -105,7 +105,7 @@ def join_scores(work: Work, names: Iterable[str], pieces: Sequence[Piece]) -> No
 
     def clear() -> None:  # what lies in folders of other hosts
         for file in files:
-            remove_parts(file)
+            remove_parts(file, pieces)
 
     work.processes.gathered(join if work.processes.is_main else lambda: None)
     work.processes.gathered(lambda: None if work.processes.is_main else clear())

@@ -32,11 +32,12 @@ MOST_PICTURES_SHOWN = 64
 
 
 def with_output(settings: CompareSettings, num_pictures: int) -> CompareSettings:
-    """Settings with the output folder filled in: ``results/<model>-<data>-<pictures>``."""
+    """Settings with the output folder filled in: ``results/<model>-<data>-<pictures>``, with ``-estimate<swept>``."""
     if settings.output_dir is not None:
         return settings
     model, data = Path(settings.model).name, Path(settings.data).name
-    return replace(settings, output_dir=f"results/{model}-{data}-{num_pictures}")
+    estimate = "" if settings.estimate is None else f"-estimate{settings.estimate}"
+    return replace(settings, output_dir=f"results/{model}-{data}-{num_pictures}{estimate}")
 
 
 def prepare_folder(folder: Path) -> None:

@@ -107,7 +107,7 @@ def piece_records(file: ScoreFile) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(file.parts.glob("*.safetensors")):
         entry = _read_entry(path)
-        if entry.get("identity") == file.identity:
+        if entry.get("identity") == file.identity and "record" in entry:
             found[entry["pieces"][0][1]] = entry["record"]
     return found
 
@@ -115,7 +115,8 @@ def piece_records(file: ScoreFile) -> dict[str, dict[str, Any]]:
 def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
     """Make the file of all these pieces, in this order, from what is stored; only one piece at a time is in memory.
 
-    Raises ValueError where one is missing. The bytes depend on the scores alone, not on how they came together.
+    Raises ValueError where one is missing. The bytes depend on the scores alone, not on how they came together. Pieces
+    of these scores that this run has no use for stay among the parts.
     """
     names = [(len(piece.rows), piece.sha256) for piece in pieces]
     if _pieces_in(file.path, file.identity) != names:
@@ -123,15 +124,31 @@ def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
         missing = sum(sha256 not in stored for _, sha256 in names)
         if missing:
             raise ValueError(f"{file.path}: {len(names) - missing} of {len(names)} pieces are there, expected all")
+        _keep_others(file, stored, {sha256 for _, sha256 in names})
         with _replacing(file.path) as target:
             _join([stored[sha256] for _, sha256 in names], _entry(file.identity, names, None), target)
-    remove_parts(file)
+    remove_parts(file, pieces)
 
 
-def remove_parts(file: ScoreFile) -> None:
-    """Take out the pieces that are not joined yet, and nothing else."""
+def _keep_others(file: ScoreFile, stored: Mapping[str, Stored], wanted: set[str]) -> None:
+    """Put pieces of the joined file that a new one will not have among the parts, for a run that wants them again."""
+    for sha256, place in stored.items():
+        if place.path == file.path and sha256 not in wanted:
+            with safe_open(place.path, framework="numpy") as opened:
+                arrays = {key: opened.get_slice(key)[place.start : place.start + place.count] for key in opened.keys()}
+            file.parts.mkdir(parents=True, exist_ok=True)
+            entry = _entry(file.identity, [(place.count, sha256)], None)
+            content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {ENTRY: entry})
+            write_atomically(file.parts / f"kept-{sha256[:16]}.safetensors", content)
+
+
+def remove_parts(file: ScoreFile, pieces: Sequence[Piece]) -> None:
+    """Take out the parts that are among these pieces, and those of other scores under this name; others stay."""
+    done = {piece.sha256 for piece in pieces}
     for path in file.parts.glob("*.safetensors"):
-        path.unlink(missing_ok=True)
+        entry = _read_entry(path)
+        if entry.get("identity") != file.identity or {sha256 for _, sha256 in entry["pieces"]} <= done:
+            path.unlink(missing_ok=True)
     _remove_empty(file.parts)
 
 

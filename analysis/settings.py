@@ -50,10 +50,6 @@ class CompareSettings:
             not isinstance(self.estimate, int) or isinstance(self.estimate, bool) or not 3 <= self.estimate
         ):
             raise ValueError(f"estimate: expected a whole number >= 3, got {self.estimate!r}")
-        if self.estimate is not None and self.estimate >= self.num_pictures:
-            raise ValueError(
-                f"estimate: expected fewer pictures than num_pictures ({self.num_pictures}), got {self.estimate}"
-            )
         for name in ("model", "data", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")

@@ -126,6 +126,22 @@ def load_pretrained(
     return model
 
 
+def backbone_settings(model: ViTRegressor) -> dict[str, Any]:
+    """What the backbone computes besides its weights: its configuration and that of adapters, no paths; for digests."""
+    backbone: Any = model.backbone
+    adapters = {name: config.to_dict() for name, config in getattr(backbone, "peft_config", {}).items()}
+    base: Any = unwrapped(backbone)
+    own = base.config.to_dict() if hasattr(base, "config") and hasattr(base.config, "to_dict") else {}
+    left_out = ("_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version")
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(found) for key, found in value.items() if key not in left_out}
+        return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+
+    return {"backbone": plain(own), "adapters": plain(adapters)}
+
+
 def weights_sha256(model: torch.nn.Module) -> str:
     """Hexadecimal sha256 over names, dtypes, shapes and bytes of all weights and buffers, sorted by name."""
     return _sha256_of_tensors(model.state_dict())

@@ -39,10 +39,19 @@ def predictions_without(
 
     `replacement` b is None for zero, or `[image layer token head head_dim]` with any axis 1 to broadcast.
     `batch_size` rows (a picture in a scenario) go through in one pass, and as many pictures are held at a time.
-    `auto` takes the fastest route that the model allows. Raises `ValueError` for a route that it does not.
+    `auto` takes the fastest route that the model allows. Raises `ValueError` for a route that it does not, and for a
+    head that the model does not have.
     """
     if route not in ROUTES:
         raise ValueError(f"route: expected one of {', '.join(ROUTES)}, got {route!r}")
+    modules = attention_modules(model)
+    shape = (len(modules), num_heads_of(modules[0]))
+    for layer, head in (pair for removed in scenarios for pair in removed):
+        if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
+            raise ValueError(f"scenario: no layer {layer} head {head} in {shape[0]} layers of {shape[1]} heads")
+    scenarios = [tuple(dict.fromkeys(removed)) for removed in scenarios]
+    if replacement is not None:
+        replacement = replacement.to(pixel_values.device, pixel_values.dtype)
     parts = parts_of(model, pixel_values[:1]) if route in ("auto", "shared") else None
     if route == "shared" and parts is None:
         raise ValueError(f"route shared: the blocks of {type(model.backbone).__name__} are not known, use route auto")
@@ -132,7 +141,8 @@ def _shared(
     whole = [number for number, heads in enumerate(scenarios) if not heads]
     if whole and passed is not None:
         passed(len(whole) * num_images)
-    return torch.stack([outputs.get(number, predictions) for number in range(len(scenarios))])
+    outputs |= dict.fromkeys(whole, predictions)
+    return torch.stack([outputs[number] for number in range(len(scenarios))])
 
 
 def _lacking(

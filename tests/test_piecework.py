@@ -128,7 +128,10 @@ def digests(folder, names=None):
 
 
 def assert_tidy(folder, names=EVERYTHING):
-    assert {path.name for path in folder.iterdir()} == {"timings.json", *(f"{name}.safetensors" for name in names)}
+    """Score files and timings alone, and pieces kept for a run that wants them again."""
+    found = {path.name for path in folder.iterdir() if path.suffix != ".parts"}
+    assert found == {"timings.json", *(f"{name}.safetensors" for name in names)}
+    assert all(part.name.startswith("kept-") for part in folder.glob("*.parts/*"))
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,9 @@ def test_shrinking_computes_the_ragged_piece_alone(opened, pictures, tmp_path, c
     assert computed.rows == (each(EVERYTHING, again) if again else {})
     assert_tidy(tmp_path)
     assert digests(tmp_path) == fresh(count)
+    computed.forget()
+    run_of(opened, pictures, 36, tmp_path)  # what was computed once is still there
+    assert computed.rows == {} and digests(tmp_path) == fresh(36)
 
 
 def test_the_same_again_computes_and_writes_nothing(opened, pictures, tmp_path, computed):

@@ -415,6 +415,8 @@ def test_layer_profile_of_a_table_takes_its_numbers():
         ("ablation_mean_mse_pct", "effect of mean ablation\n(% of the intact MSE)"),
         ("ablation_zero_start_freq_hz2", "effect of zero ablation on start_freq\n(Hz²)"),
         ("ablation_resample_start_time_s2", "effect of resample ablation on start_time\n(s²)"),
+        ("ablation_zero_estimated_var_pct", "estimated effect of zero ablation\n(% of the label variance)"),
+        ("ablation_zero_estimated_end_freq_hz2", "estimated effect of zero ablation on end_freq\n(Hz²)"),
         ("something else", "something else"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model
 
 from attribution.ablation import zero_ablation
+from attribution.blocks import parts_of
 from attribution.prefix import block_list
 from attribution.sweep import predictions_without
 from attribution.vit import ViTRegressor, output_projections
@@ -181,3 +182,33 @@ def test_unknown_blocks_start_at_their_block_and_unknown_models_at_the_beginning
         zero_ablation(model, batch, route="prefix")
     with pytest.raises(ValueError, match="expected one of auto, shared, prefix, full, got 'fast'"):
         zero_ablation(model, batch, route="fast")
+
+
+def test_scenarios_are_checked_and_heads_named_twice_removed_once():
+    model = tiny_model()
+    batch = tiny_batch(model)
+    for pair in ((-1, 0), (3, 0), (0, 2)):
+        with pytest.raises(ValueError, match=f"no layer {pair[0]} head {pair[1]} in 3 layers of 2 heads"):
+            predictions_without(model, batch.pixel_values, [(pair,)])
+    once, twice = predictions_without(model, batch.pixel_values, [((0, 1),), ((0, 1), (0, 1))])[0]
+    assert torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("route", ["shared", "prefix", "full"])
+def test_a_replacement_of_another_dtype_is_taken(route):
+    model = tiny_model(dtype=torch.float32)
+    batch = tiny_batch(model)
+    values = random_replacement(model, batch, 17)
+    expected = zero_ablation(model, batch, replacement=values, route=route).delta_loss
+    assert torch.equal(zero_ablation(model, batch, replacement=values.double(), route=route).delta_loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_check_of_the_parts_finds_a_block_that_does_something_else(dtype):
+    model = tiny_model(dtype=torch.float32).to(dtype)
+    picture = tiny_batch(model).pixel_values[:1]
+    assert parts_of(model, picture) is not None
+    block = block_list(model)[0]
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: torch.zeros_like(forward(*args, **kwargs))
+    assert parts_of(model, picture) is None

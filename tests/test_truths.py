@@ -134,7 +134,10 @@ def test_every_table_says_that_effects_are_estimated(tmp_path, capsys):
 
 
 def test_what_is_asked_for_must_leave_something_to_estimate(tmp_path, capsys):
-    for wrong, words in (("16", "expected fewer pictures than num_pictures"), ("2", "expected a whole number >= 3")):
+    for wrong, words in (
+        ("16", "--estimate: expected from 3 to 15 of 16 pictures"),
+        ("2", "expected a whole number >= 3"),
+    ):
         assert main(["--model", "tiny-random", "--num-pictures", "16", "--estimate", wrong]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
