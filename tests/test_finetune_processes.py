@@ -174,6 +174,7 @@ def test_what_ends_one_process_ends_both(options, tmp_path, capsys):
     assert done.returncode == 1 and re.search(r"exitcode *: 2 ", done.stderr)
     # a run that broke off goes on to the same weights and rows, dropout and all, with as many processes
     assert [path.name for path in (step_5 / "resume").glob("step_*")] == ["step_000000005"]
+    # accelerate's own file of random states, which this test has just had written: it holds numpy's as well
     random = [torch.load(path, weights_only=False) for path in sorted(step_5.glob("resume/step_*/random_states_*.pkl"))]
     assert len(random) == 2 and not torch.equal(*(states["torch_manual_seed"] for states in random))  # dropout differs
     whole, resumed = (tmp_path / "model" / name for name in ("whole", "broken"))
