@@ -21,8 +21,9 @@ class Method:
     `signed`: the score predicts the sign of the effect too; an unsigned one has a `direction`, "+" where a larger
     value is fixed beforehand to mean a head that matters more, "-" where a smaller one is. `forwards` and `backwards`
     per picture. `approximate`: has no rule for some operation of the model. `default`: run unless methods are named.
-    `of_attention`: the method as a function (attention weights `[image head query key]` of every layer, layout) ->
-    scores or maps, for one that needs nothing else; such methods share one forward pass.
+    `is_path`: many passes per picture, so that runs take fewer pictures for it; `needs` names the optional fields of
+    the batch it cannot do without. `of_attention`: the method as a function (attention weights `[image head query key]`
+    of every layer, layout) -> scores or maps, for one that needs nothing else; such methods share one forward pass.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Method:
     approximate: bool = False
     default: bool = True
     note: str = ""
+    is_path: bool = False
+    needs: tuple[str, ...] = ()
     of_attention: Callable[[list[Tensor], HeadLayout], Tensor] | None = None
 
 
@@ -46,3 +49,8 @@ def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targe
         for passes in (method.forwards, method.backwards)
     )
     return forwards, backwards
+
+
+def by_name(*methods: Method) -> dict[str, Method]:
+    """A table of methods."""
+    return {method.name: method for method in methods}
