@@ -46,10 +46,17 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "model": "bundled (default), tiny-random (a control), or a folder written by attribution.finetune",
         "data": "default, published, or a folder with metadata.csv",
         "methods": "names, comma-separated; default, all; see --list-methods",
+        "truths": "zero, mean, resample, counterfactual, shapley; default (the first two and the fourth), all",
+        "checks": "further trials: curves, knockout, randomised, sensitivity, infidelity, planted; default (none), all",
         "num_pictures": "pictures to explain (default: 16)",
         "steps": "steps of path methods over heads (default: 16)",
         "pixel_steps": "steps of path methods over pixels (default: 8)",
         "estimate": "sweep only this many pictures and estimate the effects on the others (default: sweep all)",
+        "path_pictures": "the first so many pictures for methods of many passes (default: 32)",
+        "shapley_pictures": "... for Shapley values over gates (default: 16)",
+        "curve_pictures": "... for removal of heads in each method's order (default: 32)",
+        "check_pictures": "... for the other checks (default: 16)",
+        "permutations": "of the gates, for Shapley values (default: 10)",
         "batch_size": "pictures in one pass (default: 16)",
         "bootstrap_replicates": "resamples behind every interval (default: 2000)",
         "num_permutations": "permutations behind every p value (default: 9999)",
@@ -89,7 +96,7 @@ def run(
     processes.together(lambda: chosen_methods(settings.methods))
     opened, source, first = processes.together(lambda: _open(settings, processes.device))
     settings = with_output(settings, source.count)
-    passes = all_passes(opened, settings)
+    passes = all_passes(opened, source, settings)
     processes.together(lambda: sample_of(settings, source.count))
     seconds = forward_seconds(opened, first)
     if dry_run:

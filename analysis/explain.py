@@ -7,33 +7,29 @@ and shared between processes in :mod:`analysis.piecework`. Knows no statistics.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import attribution
-from analysis import models, passes, truths
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
 from analysis.passes import ATTENTION, PIXEL, Pass, attention_pass, chosen_methods, method_passes
 from analysis.pictures import PictureSource
-from analysis.piecework import Work, compute_pieces, join_scores, known_pieces, survey_pictures
-from analysis.score_files import Arrays, read_scores, remove_leftovers, remove_scores, score_file
+from analysis.piecework import Known, Work, compute_pieces, join_scores, known_pieces, survey_pictures
+from analysis.score_files import Arrays, Piece, read_scores, remove_leftovers, remove_scores, score_file
 from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 from analysis.sharding import Processes
 from analysis.stored_array import StoredArray
 from analysis.survey import Survey
 from analysis.timings import read_timings, summary, timings_path
-from analysis.truths import read_truth, sample_of, truth_passes
+from analysis.truths import read_shapley, read_truths, truth_passes
 from attribution.checkpoint import backbone_settings
 from attribution.heads import QUERIES
 from attribution.methods import PIXEL_METHODS
@@ -44,12 +40,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Per-picture results. ``scores`` name -> [image layer head]; ``pixel_maps`` name -> [image row col] on the patch
-    grid; ``maps`` query -> [image layer head row col], left on disk; ``head_columns`` name -> [image layer head];
-    ``predictions`` [image target] in units; ``timings`` name -> seconds and process peak memory; ``completeness`` name
-    -> median error relative to the difference it should sum to; ``survey``, what is known of the pictures."""
+    """Per-picture results. ``truths``, zero ablation first; ``shapley`` [image layer head], values over gates where
+    asked for; ``scores`` name -> [image layer head], of the first pictures alone where a method is expensive;
+    ``pixel_maps`` name -> [image row col] on the patch grid; ``maps`` query -> [image layer head row col], left on
+    disk; ``head_columns`` name -> [image layer head]; ``predictions`` [image target] in units; ``timings`` name ->
+    seconds and process peak memory; ``completeness`` name -> median error relative to the difference it should sum to;
+    ``survey``, what is known of the pictures."""
 
-    truth: Truth
+    truths: tuple[Truth, ...]
+    shapley: Floats | None
     scores: dict[str, Floats]
     pixel_maps: dict[str, Floats]
     maps: dict[str, StoredArray]
@@ -58,6 +57,11 @@ class Explained:
     timings: dict[str, dict[str, float]]
     completeness: dict[str, float]
     survey: Survey
+
+    @property
+    def truth(self) -> Truth:
+        """The primary truth, zero ablation."""
+        return self.truths[0]
 
 
 def require_better_than_mean(predictions: Tensor, labels: Tensor, name: str) -> None:
@@ -88,7 +92,7 @@ def explain(
     """
     require_eval(opened.model)
     processes = Processes() if processes is None else processes
-    first, *others = all_passes(opened, settings)
+    first, *others = all_passes(opened, source, settings)
     identity = {
         "model": opened.sha256,
         "config": asdict(opened.model.config),
@@ -104,29 +108,36 @@ def explain(
     }
     processes.require_same("model, settings or versions", {name: file.identity for name, file in files.items()})
     _prepare(folder, processes, overwrite)
-    work = Work(opened, source, folder, identity, files, BatchSize(settings.batch_size), processes, on_progress)
+    work = Work(
+        opened, source, folder, identity, files, BatchSize(settings.batch_size), processes, on_progress, settings.seed
+    )
     known = known_pieces(work)
     survey = survey_pictures(work, first, known)
     join_scores(work, first.depends_on, survey.pieces())
     if not opened.is_control:
         processes.gathered(lambda: _refuse_a_bad_model(work, survey) if processes.is_main else None)
-    on_sample = [one for one in others if one.num_pictures is not None]
-    on_all = [one for one in others if one.num_pictures is None]
-    sampled = survey.pieces(sample_of(settings, len(survey)))
-    jobs = [(piece, on_all) for piece in survey.pieces()] + [(piece, on_sample) for piece in sampled if on_sample]
-    compute_pieces(work, jobs, known)
-    join_scores(work, [name for one in on_all for name in one.depends_on], survey.pieces())
-    join_scores(work, [name for one in on_sample for name in one.depends_on], sampled)
-    truth = read_truth(work, survey, settings)
-    return None if truth is None else _explained(work, settings, survey, truth)
+    compute_passes(work, survey, others, known)
+    truths = read_truths(work, survey, settings)
+    return None if truths is None else _explained(work, settings, survey, truths, [first, *others])
 
 
-def all_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
-    """Everything a run computes, in order: attention first, then the truth, then the other methods."""
+def compute_passes(work: Work, survey: Survey, passes: Sequence[Pass], known: Known) -> None:
+    """Compute what is missing of passes, each for its own pictures; a piece that several take is drawn once."""
+    jobs: dict[Piece, list[Pass]] = {piece: [] for piece in survey.pieces()}
+    for one in passes:
+        for piece in survey.pieces(one.rows):
+            jobs.setdefault(piece, []).append(one)
+    compute_pieces(work, jobs.items(), known)
+    for one in passes:
+        join_scores(work, one.depends_on, survey.pieces(one.rows))
+
+
+def all_passes(opened: OpenedModel, source: PictureSource, settings: CompareSettings) -> list[Pass]:
+    """Everything a run computes of truths and methods, in order: attention first, then the truths, then the methods."""
     return [
         attention_pass(opened, settings),
-        *truth_passes(opened, settings),
-        *method_passes(opened, settings),
+        *truth_passes(opened, source, settings),
+        *method_passes(opened, settings, source.count),
     ]
 
 
@@ -148,7 +159,9 @@ def _refuse_a_bad_model(work: Work, survey: Survey) -> None:
     require_better_than_mean(predictions, labels, work.opened.name)
 
 
-def _explained(work: Work, settings: CompareSettings, survey: Survey, truth: Truth) -> Explained:
+def _explained(
+    work: Work, settings: CompareSettings, survey: Survey, truths: tuple[Truth, ...], passes: Sequence[Pass]
+) -> Explained:
     def read(name: str) -> Arrays:
         return read_scores(work.files[name].path)[0]
 
@@ -162,9 +175,11 @@ def _explained(work: Work, settings: CompareSettings, survey: Survey, truth: Tru
         scores[name] = found["scores"].astype(np.float64)
         if "delta" in found:
             completeness[name] = float(np.median(np.abs(found["delta"]) / np.abs(found["difference"])))
-    timings, digests = read_timings(work.folder), [piece.sha256 for piece in survey.pieces()]
+    timings = read_timings(work.folder)
+    pieces = {name: survey.pieces(one.rows) for one in passes for name in one.depends_on}
     return Explained(
-        truth=truth,
+        truths=truths,
+        shapley=read_shapley(work, settings),
         scores=scores,
         pixel_maps={
             name: read(PIXEL + name)["maps"].astype(np.float64)
@@ -177,17 +192,12 @@ def _explained(work: Work, settings: CompareSettings, survey: Survey, truth: Tru
             "attention_distance": heads("attention_distance"),
         },
         predictions=work.opened.model.to_units(torch.from_numpy(heads("predictions"))).numpy(),
-        timings={name: summary(timings, name, digests) for name in work.files},
+        timings={name: summary(timings, name, [piece.sha256 for piece in found]) for name, found in pieces.items()},
         completeness=completeness,
         survey=survey,
     )
 
 
-def _software() -> dict[str, Any]:
-    """What computes the scores: versions of the libraries, and a hash of this project's own code for them."""
-    digest = hashlib.sha256()
-    own = [Path(passes.__file__), Path(models.__file__), Path(truths.__file__)]
-    for path in (*sorted(Path(attribution.__file__).parent.glob("*.py")), *own):
-        digest.update(path.read_bytes())
-    libraries = ("torch", "transformers", "captum", "peft", "numpy")
-    return {"own": digest.hexdigest()} | {name: version(name) for name in libraries}
+def _software() -> dict[str, str]:
+    """Versions of the libraries that scores depend on; this project's own code stands with each score."""
+    return {name: version(name) for name in ("torch", "transformers", "captum", "peft", "numpy")}

@@ -28,7 +28,7 @@ def forward_seconds(opened: OpenedModel, pictures: Pictures) -> float:
 
 def total_forwards(passes: Sequence[Pass], num_pictures: int) -> float:
     """Forward passes of one picture, of all passes over their pictures together."""
-    return sum(one.forwards * (num_pictures if one.num_pictures is None else one.num_pictures) for one in passes)
+    return sum(one.forwards * (num_pictures if one.rows is None else len(one.rows)) for one in passes)
 
 
 def forecast(passes: Sequence[Pass], seconds_per_forward: float, num_pictures: int) -> str:
@@ -36,7 +36,7 @@ def forecast(passes: Sequence[Pass], seconds_per_forward: float, num_pictures: i
     lines = [f"{'pass':24s} {'forward passes each':>19s} {'seconds':>8s}"]
     for one in passes:
         seconds = total_forwards([one], num_pictures) * seconds_per_forward
-        of = "" if one.num_pictures is None else f"  of {one.num_pictures} pictures"
+        of = "" if one.rows is None else f"  of {len(one.rows)} pictures"
         lines.append(f"{one.name:24s} {one.forwards:19.1f} {seconds:8.0f}{of}")
         lines += [f"  and {name}" for name in one.depends_on if name != one.name]
     total = total_forwards(passes, num_pictures)

@@ -5,13 +5,18 @@ Takes ``bundled``, ``tiny-random`` or a folder; gives the loaded regressor and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from analysis.pictures import Pictures
+from analysis.companions import counterfactual_images, donor_images
+from analysis.pictures import Pictures, PictureSource
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch
@@ -80,8 +85,28 @@ def make_batch(opened: OpenedModel, pictures: Pictures) -> Batch:
     std = torch.tensor(config.image_std, dtype=torch.float64)
     baseline = ((torch.from_numpy(pictures.mean_image) / 255 - mean) / std).permute(2, 0, 1)
     return Batch(
-        pixel_values=model.preprocess(pictures.images).to(model.device, model.dtype),
+        pixel_values=preprocessed(opened, pictures.images),
         labels=model.standardise(pictures.labels).to(model.device, model.dtype),
         indices=torch.from_numpy(pictures.indices),
         baseline_pixel_values=baseline.to(model.device, model.dtype),
     )
+
+
+def with_companions(
+    opened: OpenedModel, batch: Batch, source: PictureSource, seed: int, needs: Collection[str]
+) -> Batch:
+    """The batch with the optional fields that are needed (names of `attribution.batch.OPTIONAL_FIELDS`)."""
+    rows = batch.indices.tolist()
+    found: dict[str, Tensor] = {}
+    if "donor_pixel_values" in needs:
+        donors = donor_images(source, rows, seed)
+        flat = preprocessed(opened, donors.reshape(-1, *donors.shape[2:]))
+        found["donor_pixel_values"] = flat.unflatten(0, donors.shape[:2])
+    if "counterfactual_pixel_values" in needs:
+        found["counterfactual_pixel_values"] = preprocessed(opened, counterfactual_images(source, rows))
+    return replace(batch, **found)
+
+
+def preprocessed(opened: OpenedModel, images: NDArray[np.uint8]) -> Tensor:
+    """Pictures [image row col 3] as the model takes them, [image 3 row col], on its device."""
+    return opened.model.preprocess(images).to(opened.model.device, opened.model.dtype)

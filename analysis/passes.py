@@ -1,39 +1,41 @@
-"""What a run computes: the attention of all heads, the truth, and every method asked for; with its cost.
+"""What a run computes of methods: the attention of all heads, and every method asked for; with its cost.
 
 Takes a loaded model and settings; gives passes, each a function from a batch to arrays by the name under which they are
-stored. What needs nothing but attention weights stands in one pass. Knows no files, no pieces and no statistics.
+stored. What needs nothing but attention weights stands in one pass. Knows no truth (:mod:`analysis.truth_passes`), no
+files, no pieces and no statistics.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from attribution.deep_lift import deep_lift_completeness
 from torch import Tensor
 
-from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel
+from analysis.own_code import code_sha256
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
-from attribution.ablation import zero_ablation
 from attribution.batch import Batch, MethodSettings
 from attribution.contributions import output_contributions
 from attribution.gates import PICTURES_PER_PASS, composed_loss_change, gate_ig_with_delta
 from attribution.method import Method, cost
 from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_method, run_pixel_method
 from attribution.pixels import to_patch_grid
+from attribution.state import restored_state
 from attribution.vit import HeadLayout, head_layout
 
 # A backward pass costs about this many forward passes; used for estimates alone.
 BACKWARD_COST = 1.3
 PIXEL = "pixel_"
 ATTENTION = "attention_maps"
-TRUTH = "ablation_zero"
+# Modules whose source every score of a method depends on; those of its own function come on top.
+CODE = ("attribution.methods", "analysis.passes", "analysis.models")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class Pass:
     """Things computed together: under which names they are stored, and what each depends on besides model and pictures.
 
     ``compute(batch, names wanted, pictures in one pass)`` gives the arrays of each name; their first axis is the image.
-    ``forwards`` is the cost per picture, in forward passes; ``num_pictures`` of how many, None for all.
+    ``forwards`` is the cost per picture, in forward passes; ``rows`` are the pictures it is computed for, None for all;
+    ``needs`` names the optional fields of the batch it needs.
     """
 
     name: str
     depends_on: Mapping[str, Mapping[str, Any]]
     compute: Callable[[Batch, Sequence[str], int], dict[str, Arrays]]
     forwards: float
-    num_pictures: int | None = None
+    rows: tuple[int, ...] | None = None
+    needs: tuple[str, ...] = ()
 
 
 def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS) -> dict[str, Method]:
@@ -82,7 +86,8 @@ def attention_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
     dials = method_settings(settings)
     heads = _of_attention(chosen_methods(settings.methods))
     pixels = _of_attention(chosen_methods(settings.methods, PIXEL_METHODS))
-    depends_on = {ATTENTION: {}, **{name: _dials(dials, method) for name, method in heads.items()}}
+    depends_on = {ATTENTION: {"code": code_sha256((*CODE, "attribution.heads"))}}
+    depends_on |= {name: _dials(dials, method) for name, method in heads.items()}
     depends_on |= {PIXEL + name: _pixel_dials(dials, method) for name, method in pixels.items()}
     layout = head_layout(opened.model)
 
@@ -105,45 +110,26 @@ def attention_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
     return Pass(ATTENTION, depends_on, compute, 1.0)
 
 
-def truth_pass(opened: OpenedModel, name: str = TRUTH, heads: Iterable[tuple[int, int]] | None = None) -> Pass:
-    """The effect of setting each head (or each of ``heads``, the others NaN) to zero, in its turn."""
-    layout = head_layout(opened.model)
-    chosen = None if heads is None else sorted(heads)
-    costs = sweep_costs(layout.num_layers, layout.num_heads)
-
-    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
-        found = zero_ablation(opened.model, batch, heads=chosen, batch_size=batch_size)
-        arrays = {
-            "delta_loss": found.delta_loss.numpy(),
-            "delta_target_sq": found.delta_target_sq.numpy(),
-            "intact_loss": found.intact_loss.numpy(),
-            "predictions": opened.model.to_units(found.intact_predictions).numpy(),
-            # Standardised: what the estimate of effects is made from and tried on.
-            "output_changes": (found.ablated_predictions - found.intact_predictions[:, None, None]).float().numpy(),
-            "residuals": (found.intact_predictions - batch.labels.to("cpu", torch.float64)).numpy(),
-        }
-        return {name: arrays}
-
-    forwards = 1 + float(costs.sum() if chosen is None else sum(costs[pair] for pair in chosen))
-    return Pass(name, {name: {} if chosen is None else {"heads": chosen}}, compute, forwards)
-
-
-def method_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
-    """One pass for each method asked for that needs more than attention."""
+def method_passes(opened: OpenedModel, settings: CompareSettings, count: int) -> list[Pass]:
+    """One pass for each method asked for that needs more than attention, of ``count`` pictures or the first of them."""
     dials, num_targets = method_settings(settings), len(opened.model.config.target_names)
     layout = head_layout(opened.model)
 
     def of(key: str, method: Method, depends_on: dict[str, Any], compute: Callable[[Batch, int], Arrays]) -> Pass:
         forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
-        total = forwards + BACKWARD_COST * backwards
-        return Pass(key, {key: depends_on}, lambda batch, _, batch_size: {key: compute(batch, batch_size)}, total)
+        return Pass(
+            key,
+            {key: depends_on},
+            lambda batch, _, batch_size: {key: compute(batch, batch_size)},
+            forwards + BACKWARD_COST * backwards,
+            rows=first_rows(settings.path_pictures, count) if method.is_path else None,
+            needs=method.needs,
+        )
 
     def scores(name: str, batch: Batch, batch_size: int) -> Arrays:
         own = replace(dials, internal_batch_size=batch_size)
-        if name == "gate_ig":
-            return _gate_ig(opened, own, batch)
-        if name == "gate_ixg_out":
-            return _gate_ixg_out(opened, own, batch)
+        if name in MORE_THAN_SCORES:
+            return MORE_THAN_SCORES[name](opened, own, batch)
         return {"scores": run_method(name, opened.model, batch, own).numpy()}
 
     def maps(name: str, batch: Batch, batch_size: int) -> Arrays:
@@ -160,16 +146,34 @@ def method_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
     return passes
 
 
+def first_rows(wanted: int, count: int) -> tuple[int, ...] | None:
+    """The first pictures, None where that is all of them."""
+    return None if wanted >= count else tuple(range(wanted))
+
+
 def _of_attention(methods: Mapping[str, Method]) -> dict[str, Method]:
     return {name: method for name, method in methods.items() if method.of_attention is not None}
 
 
 def _dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
-    return {"steps": dials.steps, "seed": dials.seed, "method": _source(method)}
+    found = {"seed": dials.seed, **_function(method)}
+    return found | {"steps": dials.steps} if method.is_path else found
 
 
 def _pixel_dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
-    return {"pixel_steps": dials.pixel_steps, "seed": dials.seed, "method": _source(method)}
+    return {
+        "pixel_steps": dials.pixel_steps,
+        "noise_samples": dials.noise_samples,
+        "seed": dials.seed,
+        **_function(method),
+    }
+
+
+def _function(method: Method) -> dict[str, str]:
+    """What a method does: its function, and the code behind it where it is this project's."""
+    module = str(getattr(method.function, "__module__", ""))
+    own = (module,) if module.startswith("attribution.") else ()
+    return {"method": _source(method), "code": code_sha256((*CODE, *own))}
 
 
 def _source(method: Method) -> str:
@@ -199,6 +203,26 @@ def _gate_ixg_out(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> A
     )
     scores = composed_loss_change(predictions, batch.labels, removed)
     return {"scores": scores.float().cpu().numpy(), "contributions": removed.permute(0, 2, 3, 1).float().cpu().numpy()}
+
+
+def _deep_lift(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
+    """The method's scores, and how far DeepLift's attributions to the pixels are from adding up."""
+    scores = run_method("layer_deep_lift", opened.model, batch, dials)
+    with restored_state(opened.model):
+        delta, difference = deep_lift_completeness(opened.model, batch, dials)
+    return {
+        "scores": scores.numpy(),
+        "delta": delta.detach().cpu().double().numpy(),
+        "difference": difference.detach().cpu().double().numpy(),
+    }
+
+
+# Methods whose passes give more than scores.
+MORE_THAN_SCORES: dict[str, Callable[[OpenedModel, MethodSettings, Batch], Arrays]] = {
+    "gate_ig": _gate_ig,
+    "gate_ixg_out": _gate_ixg_out,
+    "layer_deep_lift": _deep_lift,
+}
 
 
 def _pixel_arrays(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> Arrays:

@@ -38,7 +38,9 @@ from data_synth import (
     SynthConfig,
 )
 from data_synth.chirp import PRESETS
+from data_synth.dataset import render_image
 from data_synth.folder import read_mask
+from data_synth.twins import twin_scene, without
 
 # What localization is scored on: name -> regions it is made of, coarse ones first.
 SCORED_REGIONS: dict[str, tuple[str, ...]] = {
@@ -77,11 +79,21 @@ class PictureSource:
     ``draw(rows)`` gives the pictures of these numbers, and remembers those it gave last. ``identity`` says what they
     are, for manifests. ``draw`` raises ValueError or OSError with one line for an unreadable or wrong-size picture or
     mask.
+
+    ``reference(rows)`` gives some of the ``num_references`` reference pictures, uint8 [image row col 3]: training
+    pictures, or where a folder has no others its own first ones (``references_are_own``). ``counterfactual(rows)``
+    gives the pictures without the thing to be read, None where nobody knows them. ``occupancy()`` is the mean coverage
+    of the thing to be read over the reference pictures, [row col], None where masks are not known.
     """
 
     count: int
     draw: Callable[[Sequence[int]], Pictures]
     identity: dict[str, Any]
+    reference: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
+    num_references: int = 0
+    references_are_own: bool = False
+    counterfactual: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
+    occupancy: Callable[[], NDArray[np.float64]] | None = None
 
 
 def region_indices() -> dict[str, tuple[int, ...]]:
@@ -143,7 +155,7 @@ def _masks_of(coverage: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[np.f
 
 def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
     dataset = ChirpDataset("test", num_pictures, config, compact=True)
-    mean_image = reference_mean(config)
+    mean_image = reference_means(config)[0]
 
     def draw(rows: Sequence[int]) -> Pictures:
         samples = [dataset[row] for row in rows]
@@ -163,30 +175,45 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         **asdict(config),
         "baseline": f"mean of training pictures 0 to {NUM_REFERENCE_PICTURES - 1}",
     }
-    return PictureSource(num_pictures, _remembering(draw), identity)
+    training = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
+    without_chirp = without("chirp")
+    return PictureSource(
+        num_pictures,
+        _remembering(draw),
+        identity,
+        reference=lambda rows: np.stack([training.image(row) for row in rows]),
+        num_references=NUM_REFERENCE_PICTURES,
+        counterfactual=lambda rows: np.stack(
+            [render_image(twin_scene(dataset, row, without_chirp), config) for row in rows]
+        ),
+        occupancy=lambda: reference_means(config)[1],
+    )
 
 
-def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
-    """Mean of the reference pictures (training pictures 0 to 511), [row col 3]; computed once, then cached."""
+def reference_means(config: SynthConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means over the reference pictures (training pictures 0 to 511): of the pictures, [row col 3] in 0 to 255, and of
+    the chirp's coverage, [row col] in 0 to 1. Computed once, then cached."""
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(data_synth.__file__).parent.glob("*.py"))))
     drawn_by = [code.hexdigest(), matplotlib.__version__, str(matplotlib.ft2font.__freetype_version__)]
     key = json.dumps([NUM_REFERENCE_PICTURES, drawn_by, asdict(config)], sort_keys=True)
-    path = cache_folder() / f"reference-mean-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_folder() / f"reference-means-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     shape = (config.image_size, config.image_size, 3)
     try:
-        total = load_file(path)["sum"]
-        if total.shape == shape and np.isfinite(total).all():
-            return total / NUM_REFERENCE_PICTURES
+        found = load_file(path)
+        if found["sum"].shape == shape and all(np.isfinite(found[name]).all() for name in ("sum", "chirp")):
+            return found["sum"] / NUM_REFERENCE_PICTURES, found["chirp"] / NUM_REFERENCE_PICTURES
     except (FileNotFoundError, SafetensorError, KeyError):
         pass  # not there, or not whole: computed anew
     dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
-    total = np.zeros(shape)
+    total, chirp = np.zeros(shape), np.zeros(shape[:2])
     for index in range(NUM_REFERENCE_PICTURES):
-        total += dataset.image(index)
+        sample = dataset[index]
+        total += sample.image
+        chirp += sample.coverage[REGIONS.index("chirp")]
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"sum": total}))
-    return total / NUM_REFERENCE_PICTURES
+        write_atomically(path, save({"sum": total, "chirp": chirp}))
+    return total / NUM_REFERENCE_PICTURES, chirp / NUM_REFERENCE_PICTURES
 
 
 def _folder(
@@ -226,7 +253,14 @@ def _folder(
         "baseline": f"mean of the first {num_averaged} pictures of the folder",
         "masks": mask_names is not None,
     }
-    return PictureSource(count, _remembering(draw), identity)
+    return PictureSource(
+        count,
+        _remembering(draw),
+        identity,
+        reference=lambda rows: np.stack([_read(folder, dataset, row, image_size)["image"] for row in rows]),
+        num_references=num_averaged,
+        references_are_own=True,
+    )
 
 
 def _read(folder: Path, dataset: LabelledPictures, row: int, image_size: int) -> dict[str, NDArray[Any]]:

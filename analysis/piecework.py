@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.models import OpenedModel, make_batch
+from analysis.models import OpenedModel, make_batch, with_companions
 from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.passes import Pass
 from analysis.pictures import PictureSource
@@ -29,7 +29,8 @@ Known = Mapping[str, set[str]]  # name of a score -> digests of its finished pie
 @dataclass(frozen=True, eq=False)
 class Work:
     """What every piece needs. ``folder`` holds ``files``, by name, all of which depend on ``depends_on``; ``size`` is
-    remembered from piece to piece; ``on_progress(pass, cost done)`` counts in forward passes of one picture."""
+    remembered from piece to piece; ``on_progress(pass, cost done)`` counts in forward passes of one picture; ``seed``
+    draws the pictures that go with a picture."""
 
     opened: OpenedModel
     source: PictureSource
@@ -39,6 +40,7 @@ class Work:
     size: BatchSize
     processes: Processes
     on_progress: Callable[[str, float], None]
+    seed: int = 0
 
 
 def known_pieces(work: Work) -> Known:
@@ -124,6 +126,8 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
         wanted = _missing(one, piece, known)
         if wanted:
             batch = make_batch(work.opened, work.source.draw(piece.rows)) if batch is None else batch
+            missing = [name for name in one.needs if getattr(batch, name) is None]
+            batch = with_companions(work.opened, batch, work.source, work.seed, missing) if missing else batch
             start = time.perf_counter()
             compute = one.compute
             found = compute_fitting(

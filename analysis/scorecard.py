@@ -9,7 +9,7 @@ of the intact MSE; per target in squared units. Rank 1 is the head that matters 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from analysis.intervals import Interval, index_counts, interval_over_images, per
 from attribution.methods import Method, MethodSettings, cost
 
 Floats = NDArray[np.float64]
+Indices = Callable[[int], NDArray[np.integer]]  # number of pictures -> the bootstrap matrix [replicate image] they share
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,38 +73,30 @@ def ranks(values: Floats) -> Floats:
 
 
 def scorecard_table(
-    truth: Truth,
+    truths: Sequence[Truth],
+    shapley: Floats | None,
     scores: Mapping[str, Floats],
     methods: Mapping[str, Method],
     localization: pd.DataFrame | None,
     head_columns: Mapping[str, Floats],
     target_names: tuple[str, ...],
     target_units: tuple[str, ...],
-    indices: NDArray[np.integer],
+    indices: Indices,
 ) -> pd.DataFrame:
     """One row a head: effects with intervals, every method's score and rank, IoU with the regions, and more columns.
 
-    ``localization`` holds the rows of the CLS query; ``head_columns`` are further ``[image layer head]`` arrays whose
-    mean becomes a column.
+    The first of ``truths`` is the primary one. Shapley values and methods that cover the first pictures alone are means
+    over those; how many stands in ``shapley_n``, and for methods in head_scores. ``localization`` holds the rows of the
+    CLS query; ``head_columns`` are further ``[image layer head]`` arrays whose mean becomes a column.
     """
-    _, num_layers, num_heads = truth.delta_loss.shape
+    num_images, num_layers, num_heads = truths[0].delta_loss.shape
     layer, head = (part.ravel() for part in np.indices((num_layers, num_heads)))
     columns: dict[str, NDArray] = {"layer": layer, "head": head}
-    prefix = truth.name
-    effect = 100 * truth.delta_loss
-    columns |= _with_interval(f"{prefix}_var_pct", interval_over_images(effect, indices))
-    if not truth.is_estimated:
-        columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
-    columns |= _with_interval(f"{prefix}_mse_pct", _relative_to_intact(truth, indices))
-    intact = truth.intact_loss.mean()
-    if not truth.is_estimated:
-        columns[f"{prefix}_mse_pct_trimmed"] = columns[f"{prefix}_var_pct_trimmed"] / intact
-    if truth.is_swept is not None and truth.r2 is not None:
-        columns[f"{prefix}_is_swept"], columns[f"{prefix}_r2"] = truth.is_swept.ravel(), truth.r2.ravel()
-    columns[f"{prefix}_rank"] = ranks(effect.mean(axis=0)).ravel()
-    for place, (name, unit) in enumerate(zip(target_names, target_units, strict=True)):
-        squared = truth.delta_target_sq[..., place].mean(axis=0).ravel()
-        columns[f"{prefix}_{_squared_unit_name(name, unit)}"] = squared
+    for truth in truths:
+        columns |= _effect_columns(truth, target_names, target_units, indices(len(truth.delta_loss)))
+    if shapley is not None:
+        columns |= _with_interval("shapley_var_pct", interval_over_images(100 * shapley, indices(len(shapley))))
+        columns["shapley_n"] = np.full(layer.size, len(shapley))
     for name, found in scores.items():
         mean = oriented(found, methods[name]).mean(axis=0)
         columns[f"score_{name}"] = found.mean(axis=0).ravel()
@@ -116,17 +109,36 @@ def scorecard_table(
             columns[f"iou_{region}_adjusted"] = ordered["adjusted"].to_numpy()
     for name, found in head_columns.items():
         columns[name] = found.mean(axis=0).ravel()
-    columns["n"] = np.full(layer.size, len(truth.delta_loss))
+    columns["n"] = np.full(layer.size, num_images)
     return pd.DataFrame(columns)
 
 
+def _effect_columns(
+    truth: Truth, target_names: tuple[str, ...], target_units: tuple[str, ...], indices: NDArray[np.integer]
+) -> dict[str, NDArray]:
+    prefix, effect = truth.name, 100 * truth.delta_loss
+    columns: dict[str, NDArray] = _with_interval(f"{prefix}_var_pct", interval_over_images(effect, indices))
+    if not truth.is_estimated:
+        columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
+    columns |= _with_interval(f"{prefix}_mse_pct", _relative_to_intact(truth, indices))
+    if not truth.is_estimated:
+        columns[f"{prefix}_mse_pct_trimmed"] = columns[f"{prefix}_var_pct_trimmed"] / truth.intact_loss.mean()
+    if truth.is_swept is not None and truth.r2 is not None:
+        columns[f"{prefix}_is_swept"], columns[f"{prefix}_r2"] = truth.is_swept.ravel(), truth.r2.ravel()
+    columns[f"{prefix}_rank"] = ranks(effect.mean(axis=0)).ravel()
+    for place, (name, unit) in enumerate(zip(target_names, target_units, strict=True)):
+        squared = truth.delta_target_sq[..., place].mean(axis=0).ravel()
+        columns[f"{prefix}_{_squared_unit_name(name, unit)}"] = squared
+    return columns
+
+
 def head_scores_table(
-    scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: NDArray[np.integer]
+    scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: Indices
 ) -> pd.DataFrame:
-    """One row a method and head: mean score over pictures, its rank and its 95 % interval."""
+    """One row a method and head: mean score over its n pictures, its rank and its 95 % interval."""
     rows = []
     for name, found in scores.items():
-        interval = interval_over_images(found, indices)
+        interval = interval_over_images(found, indices(len(found)))
         oriented_mean = oriented(found, methods[name]).mean(axis=0)
         rank = ranks(oriented_mean) if np.ptp(oriented_mean) > 0 else np.full(oriented_mean.shape, np.nan)
         layer, head = (part.ravel() for part in np.indices(interval.value.shape))
@@ -140,6 +152,7 @@ def head_scores_table(
                     "rank": rank.ravel(),
                     "ci_low": interval.low.ravel(),
                     "ci_high": interval.high.ravel(),
+                    "n": len(found),
                 }
             )
         )

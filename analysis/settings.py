@@ -14,6 +14,7 @@ import yaml
 
 BUNDLED_MODEL = "bundled"
 CONTROL_MODEL = "tiny-random"
+LISTS = ("methods", "truths", "checks")  # settings that are names, comma-separated on the command line
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,28 @@ class CompareSettings:
     network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the
     path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep, the effects on
     the others are estimated; None sweeps all.
+
+    ``truths``: what removes a head (zero, mean, resample, counterfactual, shapley), and ``checks``, further trials of
+    the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods: all``. What
+    is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``shapley_pictures``,
+    ``curve_pictures`` for removal in each method's order, ``check_pictures`` for the other checks.
     """
 
     output_dir: str | None = None
     model: str = BUNDLED_MODEL
     data: str = "default"
     methods: tuple[str, ...] = ("default",)
+    truths: tuple[str, ...] = ("default",)
+    checks: tuple[str, ...] = ("default",)
     num_pictures: int = 16
     steps: int = 16
     pixel_steps: int = 8
     estimate: int | None = None
+    path_pictures: int = 32
+    shapley_pictures: int = 16
+    curve_pictures: int = 32
+    check_pictures: int = 16
+    permutations: int = 10
     batch_size: int = 16
     bootstrap_replicates: int = 2000
     num_permutations: int = 9999
@@ -42,6 +55,8 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "pixel_steps": 1, "batch_size": 1, "bootstrap_replicates": 10, "num_permutations": 10}
+        at_least |= {"path_pictures": 2, "shapley_pictures": 2, "curve_pictures": 2, "check_pictures": 2}
+        at_least |= {"permutations": 1}
         for name, least in {**at_least, "num_pictures": 2, "seed": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -55,8 +70,10 @@ class CompareSettings:
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
         if self.output_dir is not None and not isinstance(self.output_dir, str):
             raise ValueError(f"output_dir: expected a text, got {self.output_dir!r}")
-        if not self.methods or not all(isinstance(name, str) for name in self.methods):
-            raise ValueError(f"methods: expected a list of names, got {self.methods!r}")
+        for name in LISTS:
+            value = getattr(self, name)
+            if not value or not all(isinstance(one, str) for one in value):
+                raise ValueError(f"{name}: expected a list of names, got {value!r}")
 
 
 def read_settings(path: Path) -> CompareSettings:
@@ -82,10 +99,11 @@ def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> Comp
     unknown = sorted(set(named) - known)
     if unknown:
         raise ValueError(f"unknown key {', '.join(unknown)}, expected one of {', '.join(sorted(known))}")
-    if "methods" in named:
-        methods = named["methods"]
-        if not isinstance(methods, (str, list, tuple)):
-            raise ValueError(f"methods: expected a list of names, got {methods!r}")
-        methods = methods.split(",") if isinstance(methods, str) else methods
-        named["methods"] = tuple(name.strip() if isinstance(name, str) else name for name in methods)
+    for name in LISTS:
+        if name in named:
+            given = named[name]
+            if not isinstance(given, (str, list, tuple)):
+                raise ValueError(f"{name}: expected a list of names, got {given!r}")
+            given = given.split(",") if isinstance(given, str) else given
+            named[name] = tuple(one.strip() if isinstance(one, str) else one for one in given)
     return replace(settings, **named)

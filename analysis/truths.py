@@ -1,8 +1,8 @@
-"""The truth of a run: what removing each head does to each picture, swept on all pictures or estimated from a few.
+"""The truths of a run: what removing each head does to each picture, swept on all pictures or estimated from a few.
 
-Takes the work of a run and its pictures; computes what is missing and gives :class:`~analysis.scorecard.Truth`. An
-estimate sweeps a random sample of the pictures and predicts the others to first order (:mod:`analysis.estimate`);
-heads that are predicted badly are swept on all pictures. Knows no methods and no tables.
+Takes the work of a run and its pictures; computes what is missing and gives :class:`~analysis.scorecard.Truth`, one for
+each way to remove a head. An estimate sweeps a random sample of the pictures and predicts the others to first order
+(:mod:`analysis.estimate`); heads that are predicted badly are swept on all pictures. Knows no methods and no tables.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from analysis.devices import bfloat16_is_native
 from analysis.estimate import estimate_from_outputs, poor_heads, sample_pictures, with_exact
 from analysis.models import OpenedModel
-from analysis.passes import ATTENTION, TRUTH, Pass, truth_pass
+from analysis.own_code import code_sha256
+from analysis.passes import ATTENTION, Pass
+from analysis.pictures import PictureSource
 from analysis.piecework import Work, compute_pieces, join_scores, known_pieces
 from analysis.score_files import Arrays, read_scores, score_file
 from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 from analysis.stored_array import StoredArray
 from analysis.survey import Survey
+from analysis.truth_passes import SHAPLEY, chosen_truths, truth_pass, zero_pass
 from attribution.batch import Batch
 from attribution.contributions import output_contributions
 
@@ -36,12 +39,13 @@ PICTURES_PER_PASS = 8
 LEAST_SWEPT = 48
 
 
-def truth_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
-    """What the truth is made of: the sweep, or the sweep of a sample and the predictor."""
-    if settings.estimate is None:
-        return [truth_pass(opened)]
-    sampled = replace(truth_pass(opened, SAMPLE), num_pictures=settings.estimate)
-    return [sampled, predictor_pass(opened, settings)]
+def truth_passes(opened: OpenedModel, source: PictureSource, settings: CompareSettings) -> list[Pass]:
+    """What the truths are made of: sweeps, or the sweep of a sample and the predictor."""
+    sample = sample_of(settings, source.count)
+    if sample is not None:
+        return [replace(zero_pass(opened, SAMPLE), rows=tuple(sample)), predictor_pass(opened, settings)]
+    kinds = chosen_truths(settings, source.counterfactual is not None)
+    return [truth_pass(opened, source, settings, kind) for kind in kinds]
 
 
 def predictor_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
@@ -55,11 +59,13 @@ def predictor_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
         else None
     )
 
+    code = code_sha256(("attribution.contributions", "analysis.truths"))
+
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         found = output_contributions(opened.model, batch, batch_size=min(batch_size, PICTURES_PER_PASS), dtype=dtype)[1]
         return {PREDICTOR: {"contributions": found.permute(0, 2, 3, 1).float().cpu().numpy()}}
 
-    return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype)}}, compute, PREDICTOR_FORWARDS[dtype])
+    return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype), "code": code}}, compute, PREDICTOR_FORWARDS[dtype])
 
 
 def sample_of(settings: CompareSettings, count: int) -> list[int] | None:
@@ -73,18 +79,36 @@ def sample_of(settings: CompareSettings, count: int) -> list[int] | None:
     return sample_pictures(count, settings.estimate, settings.seed).tolist()
 
 
-def read_truth(work: Work, survey: Survey, settings: CompareSettings) -> Truth | None:
-    """The truth, from what :func:`truth_passes` have computed; the main process is given it, the others None.
+def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[Truth, ...] | None:
+    """The truths, zero ablation first, from what :func:`truth_passes` have computed; the main process is given them,
+    the others None.
 
-    Where heads are predicted badly all processes sweep them on all pictures first.
+    Where heads are predicted badly by an estimate all processes sweep them on all pictures first.
     """
     sample = sample_of(settings, len(survey))
-    if sample is None:
-        if not work.processes.is_main:
-            return None
-        found = read_scores(work.files[TRUTH].path)[0]
-        return Truth("zero", found["delta_loss"], found["delta_target_sq"], found["intact_loss"])
-    estimates = _estimates(work, survey, np.array(sample)) if work.processes.is_main else None
+    if sample is not None:
+        estimated = _estimated(work, survey, sample)
+        return None if estimated is None else (estimated,)
+    if not work.processes.is_main:
+        return None
+    truths = []
+    for kind in chosen_truths(settings, work.source.counterfactual is not None):
+        if kind != SHAPLEY:
+            found = read_scores(work.files[f"ablation_{kind}"].path)[0]
+            truths.append(Truth(kind, found["delta_loss"], found["delta_target_sq"], found["intact_loss"]))
+    return tuple(truths)
+
+
+def read_shapley(work: Work, settings: CompareSettings) -> NDArray[np.float64] | None:
+    """Shapley values of the loss over gates, `[image layer head]` of the first pictures; None where not asked for."""
+    if settings.estimate is None and SHAPLEY in chosen_truths(settings, work.source.counterfactual is not None):
+        return np.asarray(read_scores(work.files[SHAPLEY].path)[0]["scores"], dtype=np.float64)
+    return None
+
+
+def _estimated(work: Work, survey: Survey, rows: Sequence[int]) -> Truth | None:
+    sample = np.array(rows)
+    estimates = _estimates(work, survey, sample) if work.processes.is_main else None
     poor: list[tuple[int, int]] = []
     if estimates is not None:
         poor = [(int(layer), int(head)) for layer, head in np.argwhere(poor_heads(estimates[0]))]
@@ -127,7 +151,7 @@ def _residuals(work: Work, survey: Survey) -> NDArray[np.float64]:
 
 def _swept(work: Work, survey: Survey, heads: Sequence[tuple[int, int]]) -> Arrays | None:
     """The effects of some heads on all pictures, for the main process."""
-    one = truth_pass(work.opened, POOR, heads)
+    one = zero_pass(work.opened, POOR, heads)
     file = score_file(work.folder, POOR, {**work.depends_on, **one.depends_on[POOR]})
     more = replace(work, files={**work.files, POOR: file})
     pieces = survey.pieces()

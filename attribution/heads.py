@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
+from attribution.contexts import contexts  # noqa: F401
 from attribution.vit import (
     HeadLayout,
     ViTRegressor,
     attention_modules,
     head_layout,
-    num_heads_of,
-    output_projections,
     require_eval,
 )
 
@@ -148,30 +147,6 @@ def map_arrays(layers: list[Tensor], layout: HeadLayout, queries: Sequence[str] 
     for query in queries:
         joined[f"{query}_map"] = joined[f"{query}_map"].unflatten(-1, (layout.num_rows, layout.num_cols))
     return joined
-
-
-@torch.no_grad()
-def contexts(model: ViTRegressor, pixel_values: Tensor, *, batch_size: int = 16) -> Tensor:
-    """The heads' contexts at the input of the output projections, `[image layer token head head_dim]`.
-
-    Held in memory as a whole: call it on as many pictures as fit.
-    """
-    require_eval(model)
-    num_heads = num_heads_of(attention_modules(model)[0])
-    seen: list[Tensor] = []  # [image token head*head_dim], pass by pass and in each pass layer by layer
-    handles = [
-        projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        for projection in output_projections(model)
-    ]
-    try:
-        for part in pixel_values.split(batch_size):
-            model(part)
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers = len(handles)
-    passes = [torch.stack(seen[start : start + layers], dim=1) for start in range(0, len(seen), layers)]
-    return torch.cat(passes).unflatten(-1, (num_heads, -1))
 
 
 def cls_mass(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:

@@ -8,27 +8,18 @@ Sign: positive = removing the head raises the loss, hence the negated attributio
 error to report: the residual stream passes the contexts by, so one block's scores need not add up to the loss change.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import contexts_in_graph, summed_per_head
+from attribution.contributions import summed_per_head
 from attribution.gates import composed_loss_change, gauss_legendre
-from attribution.heads import contexts
+from attribution.layer_gradients import Scalars, context_gradients, contexts_of, each_output, gradients_of, loss_of
 from attribution.prefix import prefix_states, starting_at
-from attribution.vit import (
-    ViTRegressor,
-    attention_modules,
-    loss_per_image,
-    num_heads_of,
-    output_projections,
-    require_eval,
-)
-
-Scalars = Callable[[Tensor], list[Tensor]]  # predictions [image target] -> numbers per picture, [image] each
+from attribution.vit import ViTRegressor, attention_modules, num_heads_of, output_projections, require_eval
 
 
 def layer_conductance(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -39,7 +30,7 @@ def layer_conductance(model: ViTRegressor, batch: Batch, settings: MethodSetting
     require_eval(model)
     parts = []
     for part in batch.chunks(settings.internal_batch_size):
-        parts.append(-_conductance(model, part, settings, _loss_of(part.labels))[:, 0])
+        parts.append(-_conductance(model, part, settings, loss_of(part.labels))[:, 0])
     return torch.cat(parts)
 
 
@@ -53,7 +44,7 @@ def conductance_out(model: ViTRegressor, batch: Batch, settings: MethodSettings)
     for part in batch.chunks(settings.internal_batch_size):
         with torch.no_grad():
             predictions = model(part.pixel_values)
-        removed = _conductance(model, part, settings, lambda outputs: list(outputs.unbind(1)))
+        removed = _conductance(model, part, settings, each_output)
         parts.append(composed_loss_change(predictions, part.labels, removed))
     return torch.cat(parts)
 
@@ -66,18 +57,20 @@ def internal_influence(model: ViTRegressor, batch: Batch, settings: MethodSettin
     InternalInfluence block by block, times the context, but all blocks share one forward and one backward per node.
     """
     require_eval(model)
-    num_heads = num_heads_of(attention_modules(model)[0])
-    nodes, weights = _captum_quadrature(settings.steps)
+    parts = batch.chunks(settings.internal_batch_size)
+    return torch.cat([-_influence(model, part, settings, loss_of(part.labels))[1][:, 0] for part in parts])
+
+
+def internal_influence_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """Composed loss change from the internal influence on each output times the picture's context.
+
+    One forward per node and one for the contexts, one backward per target and node.
+    """
+    require_eval(model)
     parts = []
     for part in batch.chunks(settings.internal_batch_size):
-        ends = contexts(model, part.pixel_values, batch_size=len(part)).flatten(-2)  # [image layer token channel]
-        total = torch.zeros((), device=ends.device)
-        passes = _node_passes(model, part, nodes, settings, _loss_of(part.labels))
-        for (_, gradients), step_sizes in zip(passes, weights.split(_nodes_per_pass(part, settings)), strict=True):
-            # One scalar, the loss: gradients [0] are [node image token channel].
-            flows = [summed_per_head(ends[:, layer] * found[0], num_heads) for layer, found in enumerate(gradients)]
-            total = total + torch.einsum("n,nilh->ilh", step_sizes.to(ends), torch.stack(flows, dim=2))
-        parts.append(-total)
+        predictions, removed = _influence(model, part, settings, each_output)
+        parts.append(composed_loss_change(predictions, part.labels, removed))
     return torch.cat(parts)
 
 
@@ -88,19 +81,57 @@ def layer_ig(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Ten
     moves all blocks at once, which for blocks that feed each other is another quantity. Passes start at the block
     moved where the model has a list of blocks (`attribution.prefix`), and end there on their way back.
     """
+    parts = [
+        -_integrated(model, part, settings, loss_of(part.labels), starts)[1][:, 0]
+        for part, starts in _with_starts(model, batch, settings)
+    ]
+    return torch.cat(parts)
+
+
+def layer_ig_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """Composed loss change from the integrated gradients of each output, block by block: one backward per target.
+
+    It predicts what putting a head back to its context in the baseline picture does; along a block's own line the
+    parts of its heads add up to what putting back all of them does to an output.
+    """
+    parts = []
+    for part, starts in _with_starts(model, batch, settings):
+        predictions, removed = _integrated(model, part, settings, each_output, starts)
+        parts.append(composed_loss_change(predictions, part.labels, removed))
+    return torch.cat(parts)
+
+
+def _influence(model: ViTRegressor, batch: Batch, settings: MethodSettings, scalars: Scalars) -> tuple[Tensor, Tensor]:
+    """Predictions, and internal influence times context `[image scalar layer head]`."""
+    num_heads = num_heads_of(attention_modules(model)[0])
+    nodes, weights = _captum_quadrature(settings.steps)
+    predictions, ends = contexts_of(model, batch.pixel_values)  # [image layer token channel]
+    total = torch.zeros((), device=ends.device)
+    passes = _node_passes(model, batch, nodes, settings, scalars)
+    for (_, gradients), step_sizes in zip(passes, weights.split(_nodes_per_pass(batch, settings)), strict=True):
+        # Gradients are [scalar node image token channel] per layer.
+        flows = [summed_per_head(ends[:, layer] * found, num_heads) for layer, found in enumerate(gradients)]
+        total = total + torch.einsum("n,snilh->islh", step_sizes.to(ends), torch.stack(flows, dim=3))
+    return predictions, total
+
+
+def _with_starts(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Iterator[tuple[Batch, Tensor]]:
+    """A few pictures at a time, with the baseline's contexts `[image layer token channel]`, one row or one each."""
     require_eval(model)
-    starts = contexts(model, batch.baseline_pixel_values[None]).flatten(-2)  # [1 layer token channel]
-    return torch.cat(
-        [-_integrated(model, part, settings, starts) for part in batch.chunks(settings.internal_batch_size)]
-    )
+    shared = batch.baseline_pixel_values.dim() == 3
+    starts = contexts_of(model, batch.baseline_pixel_values[None])[1] if shared else None
+    for part in batch.chunks(settings.internal_batch_size):
+        yield part, contexts_of(model, part.baseline_pixel_values)[1] if starts is None else starts
 
 
-def _integrated(model: ViTRegressor, batch: Batch, settings: MethodSettings, starts: Tensor) -> Tensor:
-    """Integrated gradients `[image layer head]` of every block's contexts, each on its own line."""
+def _integrated(
+    model: ViTRegressor, batch: Batch, settings: MethodSettings, scalars: Scalars, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Predictions, and integrated gradients `[image scalar layer head]` of every block's contexts on its own line."""
     num_heads = num_heads_of(attention_modules(model)[0])
     nodes, weights = _captum_quadrature(settings.steps)
     nodes_per_pass = _nodes_per_pass(batch, settings)
-    ends = contexts(model, batch.pixel_values, batch_size=len(batch)).flatten(-2)  # [image layer token channel]
+    predictions, ends = contexts_of(model, batch.pixel_values)  # [image layer token channel]
     states = prefix_states(model, batch.pixel_values, len(batch))
     layers = []
     for layer in range(ends.shape[1]):
@@ -110,35 +141,28 @@ def _integrated(model: ViTRegressor, batch: Batch, settings: MethodSettings, sta
             alphas = nodes[first : first + nodes_per_pass]
             points = torch.cat([start + alpha * way for alpha in alphas])  # [node*image token channel]
             entering = None if states is None else states[layer].repeat(len(alphas), 1, 1)
-            gradients = _gradients_at(model, batch, layer, points, entering).unflatten(0, (len(alphas), -1))
+            gradients = _gradients_at(model, batch, layer, points, entering, scalars).unflatten(1, (len(alphas), -1))
             step_sizes = weights[first : first + nodes_per_pass].to(ends)
-            total = total + torch.einsum("n,nih->ih", step_sizes, summed_per_head(way * gradients, num_heads))
+            total = total + torch.einsum("n,snih->ish", step_sizes, summed_per_head(way * gradients, num_heads))
         layers.append(total)
-    return torch.stack(layers, dim=1)
+    return predictions, torch.stack(layers, dim=2)
 
 
-def _gradients_at(model: ViTRegressor, batch: Batch, layer: int, points: Tensor, entering: Tensor | None) -> Tensor:
-    """∂ℓ/∂z at contexts z = `points` `[node*image token channel]` of one block, in a pass that starts at that block.
+def _gradients_at(
+    model: ViTRegressor, batch: Batch, layer: int, points: Tensor, entering: Tensor | None, scalars: Scalars
+) -> Tensor:
+    """Gradients `[scalar node*image token channel]` at contexts z = `points` `[node*image token channel]` of a block.
 
-    `entering` are the states that enter it, once per node; without them the pass is a full one.
+    The pass starts at that block: `entering` are the states that enter it, once per node; without them it is full.
     """
     points = points.detach().requires_grad_()
     pixel_values = batch.pixel_values.repeat(len(points) // len(batch), 1, 1, 1)
     handle = output_projections(model)[layer].register_forward_pre_hook(lambda _, args: (points, *args[1:]))
     try:
         with torch.enable_grad(), nullcontext() if entering is None else starting_at(model, layer, entering):
-            [losses] = _loss_of(batch.labels)(model(pixel_values))
-            return torch.autograd.grad(losses.sum(), points)[0]
+            return gradients_of(scalars(model(pixel_values)), [points])[0]
     finally:
         handle.remove()
-
-
-def _loss_of(labels: Tensor) -> Scalars:
-    def scalars(predictions: Tensor) -> list[Tensor]:
-        repeats = len(predictions) // len(labels)
-        return [loss_per_image(predictions, labels.repeat(repeats, 1))]
-
-    return scalars
 
 
 def _nodes_per_pass(batch: Batch, settings: MethodSettings) -> int:
@@ -190,10 +214,6 @@ def _node_passes(
     for first in range(0, len(nodes), nodes_per_pass):
         alphas = nodes[first : first + nodes_per_pass]
         pictures = torch.cat([baseline + alpha * (batch.pixel_values - baseline) for alpha in alphas])
-        with torch.enable_grad():
-            predictions, seen = contexts_in_graph(model, pictures)
-            values = [scalar.sum() for scalar in scalars(predictions)]
-            rows = [torch.autograd.grad(value, seen, retain_graph=value is not values[-1]) for value in values]
+        _, contexts, gradients = context_gradients(model, pictures, scalars)
         sizes = (len(alphas), len(batch))
-        gradients = [torch.stack(layer).unflatten(1, sizes) for layer in zip(*rows, strict=True)]
-        yield [context.detach().unflatten(0, sizes) for context in seen], gradients
+        yield [context.unflatten(0, sizes) for context in contexts], [found.unflatten(1, sizes) for found in gradients]

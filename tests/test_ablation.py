@@ -9,7 +9,7 @@ from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_
 
 from attribution.ablation import zero_ablation
 from attribution.gates import gated_loss
-from attribution.heads import contexts
+from attribution.contexts import contexts
 from attribution.state import model_state
 from attribution.vit import loss_per_image, output_projections
 

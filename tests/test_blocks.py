@@ -7,7 +7,7 @@ from test_ablation import exact_model
 from tiny_models import KINDS, tiny_batch, tiny_model
 
 from attribution.blocks import take_apart
-from attribution.heads import contexts
+from attribution.contexts import contexts
 from attribution.prefix import embedded, prefix_states
 from attribution.vit import ViTRegressor, unwrapped
 

@@ -3,18 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from captum.attr import InternalInfluence, LayerConductance, LayerIntegratedGradients
+from captum.attr import InternalInfluence, LayerActivation, LayerConductance, LayerIntegratedGradients
 from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_batch, tiny_model
 
-from attribution.batch import MethodSettings
+from attribution.batch import Batch, MethodSettings
+from attribution.contract import check_method
 from attribution.heads import contexts
-from attribution.layers import conductance_out, internal_influence, layer_conductance, layer_ig
+from attribution.layer_activation import layer_activation
+from attribution.layers import (
+    conductance_out,
+    internal_influence,
+    internal_influence_out,
+    layer_conductance,
+    layer_ig,
+    layer_ig_out,
+)
 from attribution.methods import METHODS, cost
 from attribution.prefix import block_list
 from attribution.state import model_state
 from attribution.vit import loss_per_image, output_projections
 
-ALL = (layer_conductance, conductance_out, internal_influence, layer_ig)
+ALL = (layer_conductance, conductance_out, internal_influence, internal_influence_out, layer_ig, layer_ig_out)
+NEW = (internal_influence_out, layer_ig_out, layer_activation)
 
 
 def loss_of(model):
@@ -104,7 +114,7 @@ def test_influence_is_quadrature_of_the_derivative_for_the_gates():
     assert far(got, expected) <= 1e-7
 
 
-@pytest.mark.parametrize("function", [internal_influence, layer_ig])
+@pytest.mark.parametrize("function", [internal_influence, internal_influence_out, layer_ig, layer_ig_out])
 def test_weights_that_want_gradients_get_none(function):
     model = tiny_model("dinov2_lora")
     batch = tiny_batch(model)
@@ -125,14 +135,104 @@ def test_conductance_is_the_same_in_a_model_whose_weights_want_gradients():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def composed(model, batch, removed):
+    """Mean over targets of the change of the squared residual, head by head; removed [image target layer head]."""
+    residual = (model(batch.pixel_values) - batch.labels)[:, :, None, None]
+    return ((residual - removed) ** 2 - residual**2).mean(1)
+
+
 def test_conductance_out_composes_stock_captum_of_each_output():
     model = tiny_model("dinov2_lora")
     batch = tiny_batch(model)
-    residual = (model(batch.pixel_values) - batch.labels)[:, :, None, None]
     removed = torch.stack([per_head(stock(LayerConductance, model, batch, 4, target)) for target in range(3)], dim=1)
-    expected = ((residual - removed) ** 2 - residual**2).mean(1)
+    expected = composed(model, batch, removed)
     got = conductance_out(model, batch, MethodSettings(steps=4, internal_batch_size=7))
     torch.testing.assert_close(got, expected, atol=1e-10 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_influence_out_composes_stock_captum_of_each_output(kind):
+    model = tiny_model(kind)
+    batch = tiny_batch(model)
+    activations = contexts(model, batch.pixel_values).flatten(-2)
+    outputs = [stock(InternalInfluence, model, batch, 4, target) * activations for target in range(3)]
+    expected = composed(model, batch, torch.stack([per_head(output) for output in outputs], dim=1))
+    for size in (32, 9, 4, 3, 1):
+        got = internal_influence_out(model, batch, MethodSettings(steps=4, internal_batch_size=size))
+        assert got.shape == (4, 3, 2) and not got.requires_grad
+        assert far(got, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_ig_out_composes_stock_captum_of_each_output(kind):
+    model = tiny_model(kind)
+    batch = tiny_batch(model)
+    outputs = [stock(LayerIntegratedGradients, model, batch, 4, target) for target in range(3)]
+    expected = composed(model, batch, torch.stack([per_head(output) for output in outputs], dim=1))
+    for size in (32, 9, 4, 3, 1):
+        got = layer_ig_out(model, batch, MethodSettings(steps=4, internal_batch_size=size))
+        assert got.shape == (4, 3, 2) and not got.requires_grad
+        assert far(got, expected) <= 1e-10
+
+
+def test_layer_ig_out_of_a_block_with_one_head_is_what_putting_it_back_does():
+    """All of a block's heads but one lose their way out: integrated gradients are complete along the block's line."""
+    model = tiny_model()
+    batch = tiny_batch(model)
+    for projection in output_projections(model):
+        projection.weight[:, :6] = 0
+    got = layer_ig_out(model, batch, MethodSettings(steps=80))
+    starts = contexts(model, batch.baseline_pixel_values[None]).flatten(-2)
+    intact = loss_per_image(model(batch.pixel_values), batch.labels)
+    for layer in range(3):
+        back = with_contexts(model, layer, batch.pixel_values, starts[:, layer].expand(4, -1, -1))
+        expected = loss_per_image(back, batch.labels) - intact
+        torch.testing.assert_close(got[:, layer, 1], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert not bool(got[:, :, 0].any())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_activation_is_the_norm_of_stock_captums(kind):
+    model = tiny_model(kind)
+    batch = tiny_batch(model)
+    found = LayerActivation(model, output_projections(model)).attribute(
+        batch.pixel_values, attribute_to_layer_input=True
+    )
+    expected = (torch.stack(found, dim=1).detach().unflatten(-1, (2, 6)) ** 2).sum((2, 4)).sqrt()
+    for size in (32, 3, 1):
+        got = layer_activation(model, batch, MethodSettings(internal_batch_size=size))
+        assert got.shape == (4, 3, 2) and far(got, expected) <= (1e-12 if kind != "vit" else 1e-7)
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_baselines_of_their_own_are_one_picture_at_a_time(function):
+    model = tiny_model()
+    batch = tiny_batch(model)
+    twins = batch.counterfactual_pixel_values
+    own = Batch(batch.pixel_values, batch.labels, batch.indices, twins)
+    parts = [
+        Batch(part.pixel_values, part.labels, part.indices, twin)
+        for part, twin in zip(batch.chunks(1), twins, strict=True)
+    ]
+    expected = torch.cat([function(model, part, MethodSettings(steps=3)) for part in parts])
+    for size in (32, 3):
+        got = function(model, own, MethodSettings(steps=3, internal_batch_size=size))
+        assert far(got, expected) <= 1e-12
+    assert far(function(model, batch, MethodSettings(steps=3)), expected) > 0.01
+
+
+@pytest.mark.parametrize("function", NEW)
+def test_new_head_methods_keep_their_promises(function):
+    check_method(function)
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_promises_are_kept_with_a_baseline_for_each_picture(function):
+    def with_own(model, batch, settings):
+        own = Batch(batch.pixel_values, batch.labels, batch.indices, batch.counterfactual_pixel_values)
+        return function(model, own, settings)
+
+    check_method(with_own)
 
 
 def with_contexts(model, layer, pixel_values, value):
@@ -179,7 +279,8 @@ def test_layer_ig_runs_models_without_a_list_of_blocks_as_a_whole():
         assert far(got, expected) <= 1e-12
 
 
-def test_layer_ig_runs_no_more_blocks_than_it_declares():
+@pytest.mark.parametrize(("function", "targets"), [(layer_ig, 1), (layer_ig_out, 3)])
+def test_layer_ig_runs_no_more_blocks_than_it_declares(function, targets):
     """A full pass of one picture is three blocks; on the way back, from a block's contexts on."""
     model = tiny_model()
     batch = tiny_batch(model)
@@ -192,13 +293,13 @@ def test_layer_ig_runs_no_more_blocks_than_it_declares():
             output.register_hook(lambda gradient: runs.update(backward=runs["backward"] + len(gradient)))
 
     handles = [block.mlp.register_forward_hook(count) for block in block_list(model)]
-    layer_ig(model, batch, settings)
+    function(model, batch, settings)
     for handle in handles:
         handle.remove()
     forwards, backwards = cost(METHODS["layer_ig"], settings, num_layers=3, num_targets=3)
     assert (forwards, backwards) == (8, 6)
     assert runs["forward"] == 3 * (4 * forwards + 1)  # and the baseline picture
-    assert runs["backward"] == 3 * 4 * backwards
+    assert runs["backward"] == 3 * 4 * backwards * targets
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2_lora"])

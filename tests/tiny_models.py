@@ -47,7 +47,7 @@ def tiny_model(kind: str = "dinov2", dtype: torch.dtype = torch.float64, seed: i
 
 
 def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch:
-    """Random pictures, labels and baseline picture in the model's dtype."""
+    """Random pictures, labels, baseline picture, donors and counterfactuals in the model's dtype."""
     generator = torch.Generator().manual_seed(seed)
     size = model.config.image_size
 
@@ -55,7 +55,14 @@ def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch
         return torch.randn(shape, generator=generator).to(model.dtype)
 
     labels = draw(num_images, len(model.config.target_names))
-    return Batch(draw(num_images, 3, size, size), labels, torch.arange(num_images) + 10, draw(3, size, size))
+    return Batch(
+        draw(num_images, 3, size, size),
+        labels,
+        torch.arange(num_images) + 10,
+        draw(3, size, size),
+        draw(num_images, 4, 3, size, size),
+        draw(num_images, 3, size, size),
+    )
 
 
 def planted_model(noise: float = 0.0, seed: int = 0) -> ViTRegressor:
@@ -94,7 +101,9 @@ def planted_batch(model: ViTRegressor, num_images: int = 6) -> Batch:
     pixel_values[:, 0] = levels[:, None, None]
     with torch.no_grad():
         labels = 2 * model(pixel_values)
-    return Batch(pixel_values, labels, torch.arange(num_images), torch.zeros(3, 4, 4, dtype=torch.float64))
+    zeros = torch.zeros_like(pixel_values)
+    donors = torch.stack([pixel_values.roll(shift, 0) for shift in (1, 2)], dim=1)
+    return Batch(pixel_values, labels, torch.arange(num_images), zeros[0], donors, zeros)
 
 
 def num_patches(model: ViTRegressor) -> int:

@@ -15,7 +15,7 @@ from captum.attr import InternalInfluence, LayerConductance, LayerFeatureAblatio
 from torch import Tensor, nn
 
 from attribution.batch import Batch
-from attribution.heads import contexts
+from attribution.contexts import contexts
 from attribution.vit import ViTRegressor, head_layout, loss_per_image, output_projections
 
 
