@@ -21,10 +21,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from analysis.checks.trials import check_passes
 from analysis.explain import all_passes, explain
 from analysis.forecast import forecast, forward_seconds, total_forwards
 from analysis.models import OpenedModel, open_model
-from analysis.passes import chosen_methods, method_settings
+from analysis.passes import Pass, chosen_methods, method_settings
 from analysis.pictures import Pictures, PictureSource, open_source
 from analysis.run_folder import prepare_folder, with_output, write_results
 from analysis.settings import CompareSettings, read_settings, with_overrides
@@ -96,8 +97,8 @@ def run(
     processes.together(lambda: chosen_methods(settings.methods))
     opened, source, first = processes.together(lambda: _open(settings, processes.device))
     settings = with_output(settings, source.count)
-    passes = all_passes(opened, source, settings)
     processes.together(lambda: sample_of(settings, source.count))
+    passes = processes.together(lambda: _passes(opened, source, settings))
     seconds = forward_seconds(opened, first)
     if dry_run:
         return [forecast(passes, seconds, source.count)]
@@ -125,6 +126,12 @@ def run(
     if explained is None:
         return processes.together(list)
     return processes.together(lambda: write_results(folder, settings, opened, source, explained, processes.number))
+
+
+def _passes(opened: OpenedModel, source: PictureSource, settings: CompareSettings) -> list[Pass]:
+    """Everything a run will compute, for its cost alone: the checks do not know yet in which order heads matter."""
+    of_checks = check_passes(opened, source, settings, chosen_methods(settings.methods))
+    return [*all_passes(opened, source, settings), *(one for found in of_checks.values() for one in found)]
 
 
 def _open(settings: CompareSettings, device: str) -> tuple[OpenedModel, PictureSource, Pictures]:

@@ -7,23 +7,28 @@ and shared between processes in :mod:`analysis.piecework`. Knows no statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.checks.evidence import Evidence, Head
+from analysis.checks.trials import check_passes, check_tables, chosen_checks, orders_of
+from analysis.intervals import bootstrap_indices
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
 from analysis.passes import ATTENTION, PIXEL, Pass, attention_pass, chosen_methods, method_passes
 from analysis.pictures import PictureSource
 from analysis.piecework import Known, Work, compute_pieces, join_scores, known_pieces, survey_pictures
 from analysis.score_files import Arrays, Piece, read_scores, remove_leftovers, remove_scores, score_file
-from analysis.scorecard import Truth
+from analysis.scorecard import Truth, oriented
 from analysis.settings import CompareSettings
 from analysis.sharding import Processes
 from analysis.stored_array import StoredArray
@@ -45,7 +50,7 @@ class Explained:
     ``pixel_maps`` name -> [image row col] on the patch grid; ``maps`` query -> [image layer head row col], left on
     disk; ``head_columns`` name -> [image layer head]; ``predictions`` [image target] in units; ``timings`` name ->
     seconds and process peak memory; ``completeness`` name -> median error relative to the difference it should sum to;
-    ``survey``, what is known of the pictures."""
+    ``survey``, what is known of the pictures; ``checks``, the table of each check."""
 
     truths: tuple[Truth, ...]
     shapley: Floats | None
@@ -57,6 +62,7 @@ class Explained:
     timings: dict[str, dict[str, float]]
     completeness: dict[str, float]
     survey: Survey
+    checks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def truth(self) -> Truth:
@@ -118,7 +124,55 @@ def explain(
         processes.gathered(lambda: _refuse_a_bad_model(work, survey) if processes.is_main else None)
     compute_passes(work, survey, others, known)
     truths = read_truths(work, survey, settings)
-    return None if truths is None else _explained(work, settings, survey, truths, [first, *others])
+    explained = None if truths is None else _explained(work, settings, survey, truths, [first, *others])
+    return _with_checks(work, survey, settings, explained)
+
+
+def _with_checks(
+    work: Work, survey: Survey, settings: CompareSettings, explained: Explained | None
+) -> Explained | None:
+    """Compute what the checks need, in the orders of heads that the main process found; it is given their tables."""
+    if not chosen_checks(settings):
+        return explained
+    orders = work.processes.gathered(lambda: {} if explained is None else _orders(explained, settings))[0]
+    methods = chosen_methods(settings.methods)
+    passes = [
+        one for found in check_passes(work.opened, work.source, settings, methods, orders).values() for one in found
+    ]
+    files = {
+        name: score_file(work.folder, name, {**work.depends_on, **depends_on})
+        for one in passes
+        for name, depends_on in one.depends_on.items()
+    }
+    more = replace(work, files={**work.files, **files})
+    compute_passes(more, survey, passes, known_pieces(more))
+    if explained is None:
+        return None
+    evidence = Evidence(
+        work.opened,
+        work.source,
+        settings,
+        methods,
+        {name: oriented(found, methods[name]) for name, found in explained.scores.items()},
+        explained.truth,
+        orders,
+        shared_indices(settings),
+        lambda name: read_scores(files[name].path)[0],
+    )
+    return replace(explained, checks=check_tables(evidence))
+
+
+def _orders(explained: Explained, settings: CompareSettings) -> dict[str, tuple[Head, ...]]:
+    methods = chosen_methods(settings.methods)
+    scores = {name: oriented(found, methods[name]) for name, found in explained.scores.items()}
+    return orders_of(scores | {truth.name: truth.delta_loss for truth in explained.truths}, settings.seed)
+
+
+def shared_indices(settings: CompareSettings) -> Callable[[int], NDArray[np.int64]]:
+    """The bootstrap matrix [replicate image] of so many pictures, the same whenever it is asked for."""
+    return lru_cache(maxsize=None)(
+        lambda count: bootstrap_indices(count, settings.bootstrap_replicates, seed=settings.seed)
+    )
 
 
 def compute_passes(work: Work, survey: Survey, passes: Sequence[Pass], known: Known) -> None:

@@ -34,6 +34,15 @@ from analysis.artists import (
 )
 
 
+def names_with_n(table: pd.DataFrame) -> list[str]:
+    """The names in the index, with "(n=32)" behind those whose `n` is below the largest of the table."""
+    if "n" not in table:
+        return list(map(str, table.index))
+    counts = table["n"].to_numpy(float)
+    most = np.nanmax(counts, initial=0)
+    return [f"{name} (n={n:.0f})" if n < most else str(name) for name, n in zip(table.index, counts, strict=True)]
+
+
 def method_scatter(
     scorecard: pd.DataFrame,
     agreement: pd.DataFrame,
@@ -47,7 +56,8 @@ def method_scatter(
     """Score of each method against the effect of removing the head: a panel per method, a point per head.
 
     `methods` defaults to every `score_<method>` column, best agreement first. The title of a panel is the row
-    of the agreement table with this `truth`, `estimator` and `statistic`.
+    of the agreement table with this `truth`, `estimator` and `statistic`; a method judged on fewer pictures than
+    others bears its number. More than 16 panels stand five in a row, and smaller.
     """
     require_heads(scorecard, effect)
     rows = rows_by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=statistic)
@@ -57,8 +67,11 @@ def method_scatter(
         found = [name.removeprefix("score_") for name in map(str, scorecard.columns) if name.startswith("score_")]
         methods = sorted(found, key=lambda name: -known.get(name, -2.0))
     require_columns(scorecard, [f"score_{name}" for name in methods] or ["score_<method>"], "head_scorecard")
-    num_rows, num_cols = tiles(len(methods), 4)
-    figure = Figure((0.9 + 2.5 * num_cols, 0.5 + 2.35 * num_rows), layout="constrained")
+    titles = dict(zip(rows.index, names_with_n(rows), strict=True))
+    many = len(methods) > 16
+    num_rows, num_cols = tiles(len(methods), 5 if many else 4)
+    width, height = (1.95, 1.9) if many else (2.5, 2.35)
+    figure = Figure((0.9 + width * num_cols, 0.5 + height * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, num_cols, squeeze=False, sharey=True).ravel()
     depth = depth_colours(scorecard["layer"])
     for panel, name in zip(panels, methods, strict=False):
@@ -82,8 +95,11 @@ def method_scatter(
             row = rows.loc[name, ["value", "ci_low", "ci_high"]].astype(float)
             value, low, high = (true_minus(f"{number:.2f}") for number in row)
             text = f"{symbol} = {value} [{low}, {high}]"
-        dress(panel, None, "", f"{name}\n{text}")
+        dress(panel, None, "", f"{titles.get(name, name)}\n{text}")
         panel.tick_params(labelsize=7)
+        if many:
+            panel.set_title(panel.get_title(), fontsize=8)
+            panel.set_xlabel(panel.get_xlabel(), fontsize=7.5)
     effect_scale(panels[0], "y", scorecard[effect], effect_label(effect))
     label = panels[0].get_ylabel()
     panels[0].set_ylabel("")
@@ -106,7 +122,7 @@ def agreement_bars(
 
     `statistics` maps names in the table to panel titles (default: Spearman, and Spearman within layers where
     the table has it). Diamonds are `value_cross` (method and truth on different pictures), whose bound is the
-    dashed noise ceiling. Controls are grey and hatched.
+    dashed noise ceiling. Controls are grey and hatched. A method judged on fewer pictures than others bears its number.
     """
     if statistics is None:
         statistics = {"spearman": "Spearman ρ, all heads"}
@@ -118,7 +134,8 @@ def agreement_bars(
     for table in tables:
         require_columns(table, ("value", "ci_low", "ci_high", "value_cross", "noise_ceiling"), "agreement")
     order = list(tables[0].sort_values("value", ascending=False, kind="stable", na_position="last").index)
-    figure = Figure((1.9 + 3.6 * len(tables), 1.3 + 0.28 * len(order)), layout="constrained")
+    height = 0.28 if len(order) <= 16 else 0.23
+    figure = Figure((1.9 + 3.6 * len(tables), 1.3 + height * len(order)), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     place, grey = np.arange(len(order)), set(controls)
     for panel, table, title in zip(panels, tables, statistics.values(), strict=True):
@@ -157,7 +174,7 @@ def agreement_bars(
         panel.set_axisbelow(True)
         panel.set_xlim(min(-0.05, np.nanmin([0.0, *low, *value]) - 0.03), 1.02)
         dress(panel, title, "", "")
-    panels[0].set_yticks(place, order)
+    panels[0].set_yticks(place, names_with_n(tables[0].reindex(order)))
     panels[0].set_ylim(len(order) - 0.4, -0.6)
     shared_legend(figure, panels[0], ("same pictures", "interval", "different pictures", CEILING))
     return figure

@@ -28,7 +28,7 @@ def code_sha256(modules: Iterable[str]) -> str:
 
 @cache
 def behind(modules: frozenset[str]) -> frozenset[str]:
-    """These modules, and what those of ``attribution`` import of it, however deep; ValueError where a file is missing."""
+    """These modules, and what those of ``attribution`` import of it, however deep. ValueError where a file lacks."""
     found: set[str] = set()
     waiting = sorted(modules)
     while waiting:

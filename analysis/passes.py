@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from attribution.deep_lift import deep_lift_completeness
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.models import OpenedModel
@@ -23,6 +23,7 @@ from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.batch import Batch, MethodSettings
 from attribution.contributions import output_contributions
+from attribution.deep_lift import deep_lift_completeness
 from attribution.gates import PICTURES_PER_PASS, composed_loss_change, gate_ig_with_delta
 from attribution.method import Method, cost
 from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_method, run_pixel_method
@@ -71,13 +72,14 @@ def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS
     }
 
 
-def method_settings(settings: CompareSettings) -> MethodSettings:
-    """The dials of the methods."""
+def method_settings(settings: CompareSettings, batch_size: int | None = None) -> MethodSettings:
+    """The dials of the methods; ``batch_size`` where memory allows fewer pictures in a pass than asked for."""
     return MethodSettings(
         steps=settings.steps,
         seed=settings.seed,
-        internal_batch_size=settings.batch_size,
+        internal_batch_size=settings.batch_size if batch_size is None else batch_size,
         pixel_steps=settings.pixel_steps,
+        permutations=settings.permutations,
     )
 
 
@@ -225,10 +227,14 @@ MORE_THAN_SCORES: dict[str, Callable[[OpenedModel, MethodSettings, Batch], Array
 }
 
 
-def _pixel_arrays(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> Arrays:
+def patch_maps(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> NDArray[np.float16]:
     """Maps on the patch grid, as float16: scaled to a maximum of 1, since localization knows no scale."""
     if maps.shape[-1] != layout.num_cols:
         maps = to_patch_grid(maps, layout)
     for place in (maps.amax(dim=(1, 2)) == 0).nonzero().flatten().tolist():
         raise ValueError(f"pixel method {name}: picture {int(batch.indices[place])}: every number is zero")
-    return {"maps": (maps / maps.amax(dim=(1, 2), keepdim=True)).numpy().astype(np.float16)}
+    return (maps / maps.amax(dim=(1, 2), keepdim=True)).numpy().astype(np.float16)
+
+
+def _pixel_arrays(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> Arrays:
+    return {"maps": patch_maps(name, maps, batch, layout)}

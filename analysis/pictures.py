@@ -155,7 +155,7 @@ def _masks_of(coverage: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[np.f
 
 def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
     dataset = ChirpDataset("test", num_pictures, config, compact=True)
-    mean_image = reference_means(config)[0]
+    mean_image = reference_mean(config)
 
     def draw(rows: Sequence[int]) -> Pictures:
         samples = [dataset[row] for row in rows]
@@ -186,34 +186,47 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         counterfactual=lambda rows: np.stack(
             [render_image(twin_scene(dataset, row, without_chirp), config) for row in rows]
         ),
-        occupancy=lambda: reference_means(config)[1],
+        occupancy=lambda: reference_occupancy(config),
     )
 
 
-def reference_means(config: SynthConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means over the reference pictures (training pictures 0 to 511): of the pictures, [row col 3] in 0 to 255, and of
-    the chirp's coverage, [row col] in 0 to 1. Computed once, then cached."""
+def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
+    """Mean of the reference pictures (training pictures 0 to 511), [row col 3] in 0 to 255; computed once, cached."""
+    shape = (config.image_size, config.image_size, 3)
+    return _mean_over_references("mean", config, shape, lambda dataset, index: dataset.image(index))
+
+
+def reference_occupancy(config: SynthConfig) -> NDArray[np.float64]:
+    """Mean coverage by the chirp over the reference pictures, [row col] in 0 to 1; computed once, cached."""
+    chirp = REGIONS.index("chirp")
+    shape = (config.image_size, config.image_size)
+    return _mean_over_references("occupancy", config, shape, lambda dataset, index: dataset[index].coverage[chirp])
+
+
+def _mean_over_references(
+    what: str,
+    config: SynthConfig,
+    shape: tuple[int, ...],
+    of: Callable[[ChirpDataset, int], NDArray[Any]],
+) -> NDArray[np.float64]:
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(data_synth.__file__).parent.glob("*.py"))))
     drawn_by = [code.hexdigest(), matplotlib.__version__, str(matplotlib.ft2font.__freetype_version__)]
     key = json.dumps([NUM_REFERENCE_PICTURES, drawn_by, asdict(config)], sort_keys=True)
-    path = cache_folder() / f"reference-means-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    shape = (config.image_size, config.image_size, 3)
+    path = cache_folder() / f"reference-{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     try:
-        found = load_file(path)
-        if found["sum"].shape == shape and all(np.isfinite(found[name]).all() for name in ("sum", "chirp")):
-            return found["sum"] / NUM_REFERENCE_PICTURES, found["chirp"] / NUM_REFERENCE_PICTURES
+        total = load_file(path)["sum"]
+        if total.shape == shape and np.isfinite(total).all():
+            return total / NUM_REFERENCE_PICTURES
     except (FileNotFoundError, SafetensorError, KeyError):
         pass  # not there, or not whole: computed anew
     dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
-    total, chirp = np.zeros(shape), np.zeros(shape[:2])
+    total = np.zeros(shape)
     for index in range(NUM_REFERENCE_PICTURES):
-        sample = dataset[index]
-        total += sample.image
-        chirp += sample.coverage[REGIONS.index("chirp")]
+        total += of(dataset, index)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"sum": total, "chirp": chirp}))
-    return total / NUM_REFERENCE_PICTURES, chirp / NUM_REFERENCE_PICTURES
+        write_atomically(path, save({"sum": total}))
+    return total / NUM_REFERENCE_PICTURES
 
 
 def _folder(

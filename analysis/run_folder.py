@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis.answer import REFERENCE_FOLDER, compare_with_reference, describe_run, read_reference
-from analysis.explain import Explained
+from analysis.explain import Explained, shared_indices
 from analysis.figures import GALLERY_PICTURES, layer_table, write_figures
-from analysis.intervals import bootstrap_indices, indicative
+from analysis.intervals import indicative
 from analysis.manifest import manifest
 from analysis.models import OpenedModel
 from analysis.pictures import Pictures, PictureSource
@@ -70,7 +70,7 @@ def write_results(
     survey, count = explained.survey, len(explained.survey)
     is_reference = folder.resolve() == REFERENCE_FOLDER
     reference = None if is_reference or opened.is_control else read_reference()
-    indices = bootstrap_indices(count, settings.bootstrap_replicates, seed=settings.seed)
+    indices = shared_indices(settings)
     tables = run_tables(settings, opened, explained, indices)
     remove_results(folder)
     for name, table in tables.items():
@@ -98,7 +98,7 @@ def write_results(
         agreement=agreement,
         localization=tables.get("localization"),
         pixel_localization=tables.get("pixel_localization"),
-        layers=layer_table(explained.truth, indices),
+        layers=layer_table(explained.truth, indices(count)),
         images=shown.images,
         maps=explained.maps["cls"][: len(shown.images)],
         pixel_maps={name: found[: len(shown.images)] for name, found in explained.pixel_maps.items()},

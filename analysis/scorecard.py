@@ -21,7 +21,9 @@ from analysis.intervals import Interval, index_counts, interval_over_images, per
 from attribution.methods import Method, MethodSettings, cost
 
 Floats = NDArray[np.float64]
-Indices = Callable[[int], NDArray[np.integer]]  # number of pictures -> the bootstrap matrix [replicate image] they share
+Indices = Callable[
+    [int], NDArray[np.integer]
+]  # number of pictures -> the bootstrap matrix [replicate image] they share
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +134,7 @@ def _effect_columns(
     return columns
 
 
-def head_scores_table(
-    scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: Indices
-) -> pd.DataFrame:
+def head_scores_table(scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: Indices) -> pd.DataFrame:
     """One row a method and head: mean score over its n pictures, its rank and its 95 % interval."""
     rows = []
     for name, found in scores.items():

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from attribution.shapley import gate_shapley
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -37,6 +36,7 @@ from attribution.ablation import (
 )
 from attribution.batch import Batch
 from attribution.packaged import cache_folder
+from attribution.shapley import gate_shapley
 from attribution.vit import head_layout
 
 KINDS = ("zero", "mean", "resample", "counterfactual")

@@ -7,8 +7,8 @@ taken and the backward pass ends at the first block's gates. Does not know pixel
 Sign: positive = removing the head raises the loss. Removing moves a gate from 1 to 0, so gradients, gradient × input
 and integrated gradients of the loss are negated. The `_out` forms attribute every output instead and compose the
 predicted change of the loss from them (`composed_loss_change`): the loss gradient alone sees only the part of the
-change that is linear in the residual. `gate_ixg_out` takes the same derivatives at the contexts the gates multiply,
-which is cheaper (`attribution.contributions`).
+change that is linear in the residual. `gate_ixg_out` and `gate_saliency_out` take the same derivatives at the contexts
+the gates multiply, which is cheaper (`attribution.contributions`).
 """
 
 from collections.abc import Callable
@@ -57,6 +57,16 @@ def gate_ixg_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) ->
     batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
     predictions, removed = output_contributions(model, batch, batch_size=batch_size)
     return composed_loss_change(predictions, batch.labels, removed)
+
+
+def gate_saliency_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """mean_k a_k² with a_k = g·∂ŷ_k/∂g at g = 1: the composed loss change of a model that fits, without labels.
+
+    Unsigned: how far the outputs move, whether or not towards the labels. Costs what `gate_ixg_out` does.
+    """
+    batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
+    predictions, removed = output_contributions(model, batch, batch_size=batch_size)
+    return composed_loss_change(predictions, predictions, removed)
 
 
 def gate_ig_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:

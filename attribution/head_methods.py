@@ -5,54 +5,105 @@ raises the loss. Runs nothing (`attribution.methods` does).
 """
 
 import math
+from functools import partial
 
-from attribution.controls import layer_index, random_scores
-from attribution.gates import gate_ig, gate_ig_out, gate_ixg, gate_ixg_out, gate_saliency
+from attribution.attention_scores import (
+    attention_distance,
+    attention_distance_of,
+    cls_entropy,
+    cls_entropy_of,
+    max_weight,
+    max_weight_of,
+    value_norm,
+)
+from attribution.batch import MethodSettings
+from attribution.controls import layer_index, parameter_norm, random_scores
+from attribution.deep_lift import layer_deep_lift, layer_deep_lift_out
+from attribution.gates import gate_ig, gate_ig_out, gate_ixg, gate_ixg_out, gate_saliency, gate_saliency_out
+from attribution.gradient_shap import layer_gradient_shap, layer_gradient_shap_out
 from attribution.heads import cls_mass, cls_mass_of
-from attribution.layers import conductance_out, internal_influence, layer_conductance, layer_ig
+from attribution.layer_activation import layer_activation
+from attribution.layers import (
+    conductance_out,
+    internal_influence,
+    internal_influence_out,
+    layer_conductance,
+    layer_ig,
+    layer_ig_out,
+)
 from attribution.method import Method, by_name
-from attribution.rollout import chefer, rollout_drop, rollout_drop_of
+from attribution.rollout import attention_ixg, chefer, rollout_drop, rollout_drop_of
+
+NUM_DONORS = 4  # costs do not know the batch: this is what a run has
+IN_UNITS = "in units of the loss"
+
+_unsigned = partial(Method, signed=False, direction="+")
+_path = partial(Method, is_path=True)
+
+
+def _steps(settings: MethodSettings, layers: int, targets: int) -> int:
+    return settings.steps
+
+
+def _steps_and_one(settings: MethodSettings, layers: int, targets: int) -> int:
+    return settings.steps + 1
+
+
+def _steps_per_target(settings: MethodSettings, layers: int, targets: int) -> int:
+    return settings.steps * targets
+
+
+def _per_target(settings: MethodSettings, layers: int, targets: int) -> int:
+    return targets
+
+
+def _block_passes(settings: MethodSettings, layers: int) -> int:
+    """In equivalents of full passes, rounded up: a pass for block l of L runs L - l blocks."""
+    return math.ceil(settings.steps * (layers + 1) / 2)
+
 
 METHODS: dict[str, Method] = by_name(
-    Method("gate_saliency", gate_saliency, "gates", "1905.10650", signed=False, direction="+", backwards=1),
-    Method("gate_ixg", gate_ixg, "gates", "1605.01713", backwards=1, note="blind to what is quadratic in the effect"),
-    Method(
-        "gate_ixg_out",
-        gate_ixg_out,
+    _unsigned("gate_saliency", gate_saliency, "gates", "1905.10650", backwards=1),
+    _unsigned(
+        "gate_saliency_out",
+        gate_saliency_out,
         "gates",
-        "1605.01713",
-        backwards=lambda settings, layers, targets: targets,
-        note="in units of the loss",
+        "1905.10650",
+        backwards=_per_target,
+        default=False,
+        note="the quadratic part of gate_ixg_out",
     ),
-    Method(
+    Method("gate_ixg", gate_ixg, "gates", "1605.01713", backwards=1, note="blind to what is quadratic in the effect"),
+    Method("gate_ixg_out", gate_ixg_out, "gates", "1605.01713", backwards=_per_target, note=IN_UNITS),
+    _path(
         "gate_ig",
         gate_ig,
         "gates",
         "1703.01365",
-        forwards=lambda settings, layers, targets: settings.steps,
-        backwards=lambda settings, layers, targets: settings.steps,
+        forwards=_steps,
+        backwards=_steps,
         note="all heads leave together",
     ),
-    Method(
+    _path(
         "gate_ig_out",
         gate_ig_out,
         "gates",
         "1703.01365",
-        forwards=lambda settings, layers, targets: settings.steps + 1,
-        backwards=lambda settings, layers, targets: settings.steps * targets,
+        forwards=_steps_and_one,
+        backwards=_steps_per_target,
         default=False,
-        note="in units of the loss",
+        note=IN_UNITS,
     ),
-    Method(
+    _path(
         "layer_conductance",
         layer_conductance,
         "layers",
         "1805.12233",
-        forwards=lambda settings, layers, targets: settings.steps + 1,
-        backwards=lambda settings, layers, targets: settings.steps + 1,
+        forwards=_steps_and_one,
+        backwards=_steps_and_one,
         note="one pass per node for all blocks",
     ),
-    Method(
+    _path(
         "conductance_out",
         conductance_out,
         "layers",
@@ -60,41 +111,110 @@ METHODS: dict[str, Method] = by_name(
         forwards=lambda settings, layers, targets: settings.steps + 2,
         backwards=lambda settings, layers, targets: (settings.steps + 1) * targets,
         default=False,
-        note="in units of the loss",
+        note=IN_UNITS,
     ),
-    Method(
+    _path(
         "internal_influence",
         internal_influence,
         "layers",
         "1802.03788",
-        forwards=lambda settings, layers, targets: settings.steps + 1,
-        backwards=lambda settings, layers, targets: settings.steps,
+        forwards=_steps_and_one,
+        backwards=_steps,
         default=False,
-        note="times the context; one pass per node for all blocks",
+        note="one pass per node for all blocks",
     ),
-    Method(
+    _path(
+        "internal_influence_out",
+        internal_influence_out,
+        "layers",
+        "1802.03788",
+        forwards=_steps_and_one,
+        backwards=_steps_per_target,
+        default=False,
+        note=IN_UNITS,
+    ),
+    _path(
         "layer_ig",
         layer_ig,
         "layers",
         "1703.01365",
-        # In equivalents of full passes, rounded up: a pass for block l of L runs L - l blocks. Two more passes give
-        # what enters the blocks, and their contexts; the one baseline picture is not counted.
-        forwards=lambda settings, layers, targets: 2 + math.ceil(settings.steps * (layers + 1) / 2),
-        backwards=lambda settings, layers, targets: math.ceil(settings.steps * (layers + 1) / 2),
+        # Two more passes give what enters the blocks, and their contexts; the one baseline picture is not counted.
+        forwards=lambda settings, layers, targets: 2 + _block_passes(settings, layers),
+        backwards=lambda settings, layers, targets: _block_passes(settings, layers),
         default=False,
         note="block by block, hence expensive",
     ),
-    Method("cls_mass", cls_mass, "attention", "2104.14294", signed=False, direction="+", of_attention=cls_mass_of),
-    Method("chefer", chefer, "attention x gradient", "2103.15679", signed=False, direction="+", backwards=1),
-    Method(
-        "rollout_drop",
-        rollout_drop,
-        "attention",
-        "2005.00928",
-        signed=False,
-        direction="+",
-        of_attention=rollout_drop_of,
+    _path(
+        "layer_ig_out",
+        layer_ig_out,
+        "layers",
+        "1703.01365",
+        forwards=lambda settings, layers, targets: 2 + _block_passes(settings, layers),
+        backwards=lambda settings, layers, targets: targets * _block_passes(settings, layers),
+        default=False,
+        note=IN_UNITS,
     ),
-    Method("random", random_scores, "control", signed=False, direction="+", forwards=0),
-    Method("layer_index", layer_index, "control", signed=False, direction="+", forwards=0),
+    # The baseline picture, one for all, is not counted.
+    Method("layer_deep_lift", layer_deep_lift, "layers", "1704.02685", backwards=1, approximate=True, default=False),
+    Method(
+        "layer_deep_lift_out",
+        layer_deep_lift_out,
+        "layers",
+        "1704.02685",
+        backwards=_per_target,
+        approximate=True,
+        default=False,
+        note=IN_UNITS,
+    ),
+    _path(
+        "layer_gradient_shap",
+        layer_gradient_shap,
+        "layers",
+        "1906.10670",
+        # The picture; for every donor its own contexts, and one place on the way from it.
+        forwards=1 + 2 * NUM_DONORS,
+        backwards=NUM_DONORS,
+        default=False,
+        needs=("donor_pixel_values",),
+    ),
+    _path(
+        "layer_gradient_shap_out",
+        layer_gradient_shap_out,
+        "layers",
+        "1906.10670",
+        forwards=1 + 2 * NUM_DONORS,
+        backwards=lambda settings, layers, targets: NUM_DONORS * targets,
+        default=False,
+        note=IN_UNITS,
+        needs=("donor_pixel_values",),
+    ),
+    _unsigned("layer_activation", layer_activation, "layers", "2009.07896", default=False),
+    _unsigned("cls_mass", cls_mass, "attention", "2104.14294", of_attention=cls_mass_of),
+    Method(
+        "cls_entropy",
+        cls_entropy,
+        "attention",
+        "1906.04341",
+        signed=False,
+        direction="-",
+        note="a narrow head counts as important",
+        of_attention=cls_entropy_of,
+    ),
+    _unsigned("max_weight", max_weight, "attention", "1905.09418", of_attention=max_weight_of),
+    _unsigned("attention_distance", attention_distance, "attention", "2010.11929", of_attention=attention_distance_of),
+    _unsigned("value_norm", value_norm, "attention", "2004.10102", default=False, note="needs blocks that are known"),
+    _unsigned("rollout_drop", rollout_drop, "attention", "2005.00928", of_attention=rollout_drop_of),
+    _unsigned("chefer", chefer, "attention x gradient", "2103.15679", backwards=1),
+    Method(
+        "attention_ixg",
+        attention_ixg,
+        "attention x gradient",
+        "1605.01713",
+        backwards=1,
+        default=False,
+        note="coincides with gate_ixg",
+    ),
+    _unsigned("random", random_scores, "control", forwards=0),
+    _unsigned("layer_index", layer_index, "control", forwards=0),
+    _unsigned("parameter_norm", parameter_norm, "control", forwards=0),
 )

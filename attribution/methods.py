@@ -1,7 +1,8 @@
 """The methods on trial, by name, and the way to run one.
 
 The tables stand in `attribution.head_methods` and `attribution.pixel_methods`. A head method is a function (model,
-batch, settings) -> scores `[image layer head]`, positive = removing the head raises the loss; a pixel method gives `[image row col]` and takes a `target` too. Adding one is one line:
+batch, settings) -> scores `[image layer head]`, positive = removing the head raises the loss; a pixel method gives
+`[image row col]` and takes a `target` too. Adding one is one line:
 
     METHODS["mine"] = Method("mine", my_function)
 
@@ -77,12 +78,13 @@ def read_attention_methods(
 def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Scores of a head method, float32 `[image layer head]` on the CPU; the model is left as found.
 
-    Raises `ValueError`, naming the method, for scores of another shape, not finite or all zero; for an unknown name;
-    for a model in train mode.
+    Raises `ValueError`, naming the method, for a batch without a field that the method needs; for scores of another
+    shape, not finite or all zero; for an unknown name; for a model in train mode.
     """
     method = _named(name, METHODS)
     if method.of_attention is not None:
         return read_attention_methods(model, batch, settings, heads=[name]).scores[name]
+    _require_fields(method, batch)
     require_eval(model)
     with restored_state(model):
         found = method.function(model, batch, settings)
@@ -99,6 +101,7 @@ def run_pixel_method(
     method = _named(name, PIXEL_METHODS)
     if method.of_attention is not None:  # reads no output, so the target changes nothing
         return read_attention_methods(model, batch, settings, pixels=[name]).maps[name]
+    _require_fields(method, batch)
     require_eval(model)
     with restored_state(model):
         found = method.function(model, batch, settings, target)
@@ -109,6 +112,12 @@ def _named(name: str, methods: Mapping[str, Method]) -> Method:
     if name not in methods:
         raise ValueError(f"unknown method {name!r}, expected one of {', '.join(methods)}")
     return methods[name]
+
+
+def _require_fields(method: Method, batch: Batch) -> None:
+    missing = [name for name in method.needs if getattr(batch, name) is None]
+    if missing:
+        raise ValueError(f"method {method.name}: needs {', '.join(missing)}, which this batch does not have")
 
 
 def _scores(method: Method, found: object, model: ViTRegressor, batch: Batch) -> Tensor:

@@ -26,16 +26,20 @@ def merged_copy(model: ViTRegressor) -> ViTRegressor:
     """A copy with LoRA merged into plain weights: the same function, to rounding. Without LoRA a plain copy."""
     copied = copy.deepcopy(model)
     backbone: Any = copied.backbone
-    if hasattr(backbone, "merge_and_unload"):
-        copied.backbone = backbone.merge_and_unload()
+    if hasattr(backbone, "unload"):
+        for module in backbone.modules():
+            if getattr(module, "merged", True) is False:
+                module.merge()
+        copied.backbone = backbone.unload()
     return copied
 
 
 @torch.no_grad()
 def silence_head(model: ViTRegressor, layer: int, head: int) -> ViTRegressor:
-    """A copy in which the head's columns of W_o are zero: removing it then changes nothing at all.
+    """A copy in which the head's columns of W_o are zero, so that removing it changes nothing.
 
-    Raises `ValueError` for a head that the model does not have.
+    Where passes of different shapes are compared, rounding is left. Raises `ValueError` for a head that the model does
+    not have.
     """
     copied = merged_copy(model)
     _checked_head(copied, layer, head)
@@ -175,8 +179,7 @@ def _input_rows(model: ViTRegressor, layer: int) -> list[Tensor]:
     width = known[-1].in_features
     rows = []
     for tensor in (tensor for module in known[:-1] for tensor in (module.weight, module.bias) if tensor is not None):
-        thirds = tensor.split(width) if fused else (tensor,)
-        if any(len(third) != width for third in thirds):
+        if len(tensor) != (3 * width if fused else width):
             raise ValueError(f"layer {layer}: expected {width} rows each of query, key and value")
-        rows += [third.unflatten(0, (num_heads, -1)) for third in thirds]
+        rows += [third.unflatten(0, (num_heads, -1)) for third in tensor.split(width)]
     return rows

@@ -3,7 +3,7 @@
 Takes a model and pictures; gives the hidden states that enter every block, and a context in which the model begins at
 one of them. Removing a head of block l leaves blocks 0 to l − 1 as they were, so a sweep over all heads of L equal
 blocks costs (L + 1) / 2L of as many full passes. Works for any model whose blocks stand in one `nn.ModuleList`, take
-the hidden states first and give them back as one tensor; `prefix_states` gives None for others.
+the hidden states first and give them back as one tensor, residuals added; `prefix_states` gives None for others.
 """
 
 from collections.abc import Iterator
@@ -70,6 +70,8 @@ def prefix_states(model: nn.Module, pixel_values: Tensor, batch_size: int = 32) 
     parts = [_states_of(model, blocks, part) for part in pixel_values.split(batch_size)]
     if any(len(part) != len(blocks) for part in parts):
         return None
+    if not _holds(model, pixel_values[:1], [states[:1] for states in parts[0]]):
+        return None
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
@@ -94,6 +96,19 @@ def _states_of(model: nn.Module, blocks: nn.ModuleList, pixel_values: Tensor) ->
         for handle in handles:
             handle.remove()
     return states if all(plain) else []
+
+
+@torch.no_grad()
+def _holds(model: nn.Module, picture: Tensor, states: list[Tensor]) -> bool:
+    """Whether a pass that starts at the last block gives what a whole one gives.
+
+    It does not where a residual is added outside the blocks: one that passes its input through then doubles it.
+    """
+    expected = model(picture)
+    with starting_at(model, len(states) - 1, states[-1]):
+        found = model(picture)
+    bound = max(1e-5, 64 * torch.finfo(expected.dtype).eps) * (1 + float(expected.abs().max()))
+    return float((found - expected).abs().max()) <= bound
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Attention rollout, and relevance from attention times its gradient.
 
-Takes a model in eval mode with eager attention, a batch and settings; gives head scores `[image layer head]` (unsigned,
-larger = predicted to matter more) or pixel maps on the patch grid `[image row col]`. Only the CLS row of a product of
-attention matrices is ever needed, so products go from the last block down, as vectors. Does not know pixels or gates.
+Takes a model in eval mode with eager attention, a batch and settings; gives head scores `[image layer head]` (larger =
+predicted to matter more; only `attention_ixg` is signed) or pixel maps on the patch grid `[image row col]`. Only the
+CLS row of a product of attention matrices is ever needed, so products go from the last block down, as vectors. Does
+not know pixels or gates.
 """
 
 from collections.abc import Callable
@@ -90,12 +91,15 @@ def rollout_drop_of(layers: list[Tensor], layout: HeadLayout) -> Tensor:
 
 def chefer(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Head score Σ (A ⊙ ∇A)⁺ over queries and keys, ∇ of −ℓ (Chefer et al. 2021, 2103.15679, eq. 5 before the mean)."""
-    require_eval(model)
-    parts = []
-    for part in batch.chunks(min(settings.internal_batch_size, PICTURES_PER_PASS)):
-        products = _positive_products(model, part, target=None)
-        parts.append(torch.stack([product.sum(dim=(-2, -1)) for product in products], dim=1))
-    return torch.cat(parts)
+    return _summed(model, batch, settings, lambda product: product.clamp_min(0))
+
+
+def attention_ixg(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
+    """−Σ A ⊙ ∂ℓ/∂A over queries and keys, signed (input × gradient at the attention weights, 1605.01713).
+
+    Equal to `attribution.gates.gate_ixg`: the context A·v is linear in A, as it is in the gate.
+    """
+    return _summed(model, batch, settings, lambda product: product)
 
 
 def chefer_map(model: ViTRegressor, batch: Batch, settings: MethodSettings, target: int | None = None) -> Tensor:
@@ -105,7 +109,7 @@ def chefer_map(model: ViTRegressor, batch: Batch, settings: MethodSettings, targ
     """
 
     def of_part(part: Batch) -> Tensor:
-        layers = [product.mean(1) for product in _positive_products(model, part, target)]
+        layers = [product.clamp_min(0).mean(1) for product in _products(model, part, target)]
         row = _cls_row(layers[0])
         for matrix in reversed(layers):
             row = row + row @ matrix
@@ -123,14 +127,27 @@ def explained(predictions: Tensor, labels: Tensor, target: int | None) -> Tensor
     return predictions[:, target]
 
 
-def _positive_products(model: ViTRegressor, batch: Batch, target: int | None) -> list[Tensor]:
-    """Per layer (A ⊙ ∇A)⁺ `[image head query key]`; the backward pass ends at the first block's attention."""
+def _summed(model: ViTRegressor, batch: Batch, settings: MethodSettings, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum over queries and keys of what `change` makes of A ⊙ ∇A, ∇ of −ℓ, `[image layer head]`."""
+    require_eval(model)
+    parts = []
+    for part in batch.chunks(min(settings.internal_batch_size, PICTURES_PER_PASS)):
+        products = _products(model, part, target=None)
+        parts.append(torch.stack([change(product).sum(dim=(-2, -1)) for product in products], dim=1))
+    return torch.cat(parts)
+
+
+def _products(model: ViTRegressor, batch: Batch, target: int | None) -> list[Tensor]:
+    """Per layer A ⊙ ∇A `[image head query key]`, ∇ of −ℓ or of output `target`.
+
+    The backward pass ends at the first block's attention.
+    """
     with torch.enable_grad():
         pixel_values = batch.pixel_values.detach().requires_grad_()
         predictions, layers = attentions(model, pixel_values, lambda weights: weights)
         scalar = explained(predictions, batch.labels, target).sum() * (-1 if target is None else 1)
         gradients = torch.autograd.grad(scalar, layers)
-    return [(weights.detach() * gradient).clamp_min(0) for weights, gradient in zip(layers, gradients, strict=True)]
+    return [weights.detach() * gradient for weights, gradient in zip(layers, gradients, strict=True)]
 
 
 def _cls_row(like: Tensor) -> Tensor:

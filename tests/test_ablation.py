@@ -1,15 +1,22 @@
 """Zero ablation against hooks, zeroed weights, Captum's two feature ablations, and a number worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from captum.attr import FeatureAblation, LayerFeatureAblation
 from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_batch, tiny_model
 
-from attribution.ablation import zero_ablation
-from attribution.gates import gated_loss
+from attribution.ablation import (
+    counterfactual_ablation,
+    mean_ablation,
+    mean_context,
+    resample_ablation,
+    zero_ablation,
+)
 from attribution.contexts import contexts
+from attribution.gates import gated_loss
 from attribution.state import model_state
 from attribution.vit import loss_per_image, output_projections
 
@@ -268,3 +275,58 @@ def test_state_is_restored_also_after_an_error():
     handle.remove()
     assert before.differences(model_state(model)) == []
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_at_other_contexts_by_hooks_one_picture_and_head_at_a_time(kind):
+    """Mean, resample and counterfactual ablation: each context written in by hand, picture by picture."""
+    model = exact_model(kind, FLOAT64)
+    batch = tiny_batch(model)
+    mean = mean_context(model, batch.donor_pixel_values[:, 0].split(3))
+    expected_mean = sum(contexts(model, one[None])[0] for one in batch.donor_pixel_values[:, 0]) / len(batch)
+    torch.testing.assert_close(mean, expected_mean, rtol=0, atol=1e-14)
+    others = {
+        "mean": [[mean] for _ in range(len(batch))],
+        "resample": [[contexts(model, donor[None])[0] for donor in donors] for donors in batch.donor_pixel_values],
+        "counterfactual": [[contexts(model, twin[None])[0]] for twin in batch.counterfactual_pixel_values],
+    }
+    found = {
+        "mean": mean_ablation(model, batch, mean, batch_size=3),
+        "resample": resample_ablation(model, batch, batch_size=3),
+        "counterfactual": counterfactual_ablation(model, batch, batch_size=3),
+    }
+    intact = loss_per_image(model(batch.pixel_values), batch.labels)
+    for name, result in found.items():
+        for image, replaced in enumerate(others[name]):
+            picture, label = batch.pixel_values[image : image + 1], batch.labels[image : image + 1]
+            for layer, head in HEADS:
+                predictions = [
+                    with_context_replaced(model, picture, layer, head, value[layer, :, head]) for value in replaced
+                ]
+                effects = [loss_per_image(one, label)[0] - intact[image] for one in predictions]
+                assert float(result.delta_loss[image, layer, head]) == pytest.approx(
+                    float(sum(effects) / len(effects)), abs=1e-9
+                )
+                changes = [(one - label)[0] ** 2 - (model(picture) - label)[0] ** 2 for one in predictions]
+                units = torch.tensor(model.config.label_std, dtype=FLOAT64) ** 2
+                torch.testing.assert_close(
+                    result.delta_target_sq[image, layer, head],
+                    units * sum(changes) / len(changes),
+                    rtol=1e-8,
+                    atol=1e-7,
+                )
+
+
+def test_a_head_at_its_own_context_changes_nothing():
+    model = exact_model("dinov2_lora", FLOAT64)
+    batch = tiny_batch(model)
+    donors = batch.pixel_values[:, None].repeat(1, 2, 1, 1, 1)
+    same = replace(batch, donor_pixel_values=donors, counterfactual_pixel_values=batch.pixel_values)
+    for result in (resample_ablation(model, same), counterfactual_ablation(model, same)):
+        assert float(result.delta_loss.abs().max()) <= 1e-12
+    bare = replace(batch, donor_pixel_values=None, counterfactual_pixel_values=None)
+    for sweep, name in ((resample_ablation, "donor"), (counterfactual_ablation, "counterfactual")):
+        with pytest.raises(ValueError, match=f"{name}_pixel_values: needed here"):
+            sweep(model, bare)
+    with pytest.raises(ValueError, match="at least one picture"):
+        mean_context(model, [])

@@ -109,6 +109,7 @@ def test_the_rule_counts():
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning")
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_completeness_is_stock_captum_of_the_pixels(kind, own):

@@ -13,7 +13,7 @@ from analysis.pictures import Pictures
 NOTHING = {"compute": lambda *_: {}}
 PASSES = [
     Pass("attention_maps", {"attention_maps": {}, "cls_mass": {}, "pixel_rollout": {}}, forwards=1.0, **NOTHING),
-    Pass("sample", {"sample": {}}, forwards=5.5, num_pictures=12, **NOTHING),
+    Pass("sample", {"sample": {}}, forwards=5.5, rows=tuple(range(12)), **NOTHING),
     Pass("gate_ig", {"gate_ig": {"steps": 16}}, forwards=36.8, **NOTHING),
     Pass("random", {"random": {}}, forwards=0.0, **NOTHING),
 ]

@@ -176,18 +176,22 @@ def test_layer_ig_out_composes_stock_captum_of_each_output(kind):
 
 
 def test_layer_ig_out_of_a_block_with_one_head_is_what_putting_it_back_does():
-    """All of a block's heads but one lose their way out: integrated gradients are complete along the block's line."""
+    """All of a block's heads but one lose their way out: integrated gradients are complete along the block's line.
+
+    Without the kinks of ReLUs, at which quadrature gets only three digits.
+    """
     model = tiny_model()
+    model.head[1], model.head[3] = torch.nn.Tanh().eval(), torch.nn.Tanh().eval()
     batch = tiny_batch(model)
     for projection in output_projections(model):
         projection.weight[:, :6] = 0
-    got = layer_ig_out(model, batch, MethodSettings(steps=80))
+    got = layer_ig_out(model, batch, MethodSettings(steps=64))
     starts = contexts(model, batch.baseline_pixel_values[None]).flatten(-2)
     intact = loss_per_image(model(batch.pixel_values), batch.labels)
     for layer in range(3):
         back = with_contexts(model, layer, batch.pixel_values, starts[:, layer].expand(4, -1, -1))
         expected = loss_per_image(back, batch.labels) - intact
-        torch.testing.assert_close(got[:, layer, 1], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+        torch.testing.assert_close(got[:, layer, 1], expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
     assert not bool(got[:, :, 0].any())
 
 

@@ -18,9 +18,9 @@ from analysis.passes import (
     chosen_methods,
     method_passes,
     method_settings,
-    truth_pass,
 )
 from analysis.settings import CompareSettings
+from analysis.truth_passes import TRUTH, zero_pass
 from attribution.ablation import zero_ablation
 from attribution.batch import MethodSettings
 from attribution.contributions import output_contributions
@@ -31,7 +31,8 @@ from attribution.vit import attention_modules, head_layout
 
 SETTINGS = CompareSettings(methods=("all",), steps=3, pixel_steps=2, batch_size=4)
 DIALS = MethodSettings(steps=3, pixel_steps=2, internal_batch_size=4)
-HEADS, PIXELS = ("cls_mass", "rollout_drop"), ("rollout",)
+HEADS = ("cls_mass", "cls_entropy", "max_weight", "attention_distance", "rollout_drop")
+PIXELS = ("rollout", "rollout_max", "rollout_min", "rollout_discard")
 EVERYTHING = [ATTENTION, *HEADS, *(PIXEL + name for name in PIXELS)]
 
 
@@ -58,7 +59,7 @@ def counted(model, compute):
 def test_the_methods_of_attention_are_those_that_need_nothing_else(opened):
     assert {name for name, method in METHODS.items() if method.of_attention} == set(HEADS)
     assert {name for name, method in PIXEL_METHODS.items() if method.of_attention} == set(PIXELS)
-    assert list(attention_pass(opened, SETTINGS).depends_on) == EVERYTHING
+    assert set(attention_pass(opened, SETTINGS).depends_on) == set(EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_without_methods_of_attention_the_maps_are_read_all_the_same(opened, bat
 
 
 def every_pass(opened, settings):
-    return [attention_pass(opened, settings), truth_pass(opened), *method_passes(opened, settings)]
+    return [attention_pass(opened, settings), zero_pass(opened), *method_passes(opened, settings, 8)]
 
 
 def depends_on(opened, **changes):
@@ -134,7 +135,7 @@ def changed(opened, **changes):
 
 def test_a_dial_changes_what_it_turns_and_nothing_else(opened):
     pixels = {PIXEL + name for name in PIXEL_METHODS}
-    assert changed(opened, steps=5) == set(METHODS)
+    assert changed(opened, steps=5) == {name for name, method in METHODS.items() if method.is_path}
     assert changed(opened, pixel_steps=5) == pixels
     assert changed(opened, seed=5) == set(METHODS) | pixels
     # Of these all scores or none depend: what all share is not a pass's business.
@@ -155,7 +156,7 @@ def test_another_function_under_a_name_is_another_method(opened, monkeypatch):
 
 
 def test_the_truth_and_what_it_is_made_from(opened, batch):
-    found = truth_pass(opened).compute(batch, ["ablation_zero"], 4)["ablation_zero"]
+    found = zero_pass(opened).compute(batch, ["ablation_zero"], 4)["ablation_zero"]
     swept = zero_ablation(opened.model, batch, batch_size=4)
     np.testing.assert_array_equal(found["delta_loss"], swept.delta_loss.numpy())
     np.testing.assert_array_equal(found["delta_target_sq"], swept.delta_target_sq.numpy())
@@ -174,22 +175,23 @@ def test_the_truth_and_what_it_is_made_from(opened, batch):
 
 
 def test_the_truth_of_some_heads(opened, batch):
-    everything = truth_pass(opened)
-    some = truth_pass(opened, "poor", [(2, 1), (0, 1)])
+    everything = zero_pass(opened)
+    some = zero_pass(opened, "poor", [(2, 1), (0, 1)])
     full, found = everything.compute(batch, [], 4)["ablation_zero"], some.compute(batch, [], 4)["poor"]
     kept = np.zeros((3, 2), dtype=bool)
     kept[2, 1] = kept[0, 1] = True
     assert np.isnan(found["delta_loss"][:, ~kept]).all()
     np.testing.assert_allclose(found["delta_loss"][:, kept], full["delta_loss"][:, kept], rtol=0, atol=1e-12)
-    assert some.depends_on == {"poor": {"heads": [(0, 1), (2, 1)]}} and everything.depends_on == {"ablation_zero": {}}
+    code = everything.depends_on["ablation_zero"]
+    assert list(code) == ["code"] and some.depends_on == {"poor": code | {"heads": [(0, 1), (2, 1)]}}
     costs = sweep_costs(3, 2)
     assert everything.forwards == pytest.approx(1 + costs.sum())
     assert some.forwards == pytest.approx(1 + costs[0, 1] + costs[2, 1])
-    assert some.num_pictures is None
+    assert some.rows is None
 
 
 def one_of(opened, name):
-    return next(one for one in method_passes(opened, SETTINGS) if one.name == name)
+    return next(one for one in method_passes(opened, SETTINGS, 8) if one.name == name)
 
 
 def test_contributions_stand_beside_the_scores_that_follow_from_them(opened, batch):
@@ -255,13 +257,21 @@ def test_a_map_of_nothing_is_refused(opened, batch, monkeypatch):
 
 
 def test_costs_are_those_of_the_methods(opened):
-    for one in method_passes(opened, SETTINGS):
+    for one in method_passes(opened, SETTINGS, 8):
         method = PIXEL_METHODS[one.name.removeprefix(PIXEL)] if one.name.startswith(PIXEL) else METHODS[one.name]
         forwards, backwards = cost(method, DIALS, num_layers=3, num_targets=3)
         assert one.forwards == pytest.approx(forwards + BACKWARD_COST * backwards), one.name
-        assert one.num_pictures is None
+        assert one.rows is None
     assert one_of(opened, "gate_ig").forwards == pytest.approx(3 + 3 * BACKWARD_COST)
     assert one_of(opened, "gate_ixg_out").forwards == pytest.approx(1 + 3 * BACKWARD_COST)
+
+
+def test_expensive_methods_take_the_first_pictures_alone(opened):
+    for one in method_passes(opened, replace(SETTINGS, path_pictures=5), 8):
+        table = PIXEL_METHODS if one.name.startswith(PIXEL) else METHODS
+        method = table[one.name.removeprefix(PIXEL)]
+        assert one.rows == (tuple(range(5)) if method.is_path else None)
+        assert one.needs == method.needs
 
 
 def test_methods_are_chosen_by_name_and_dials_come_from_the_settings():
@@ -272,4 +282,4 @@ def test_methods_are_chosen_by_name_and_dials_come_from_the_settings():
         chosen_methods(("magic", "all"))
     dials = method_settings(replace(SETTINGS, seed=4, batch_size=9))
     assert dials == MethodSettings(steps=3, seed=4, internal_batch_size=9, pixel_steps=2)
-    assert passes.TRUTH == "ablation_zero"
+    assert TRUTH == "ablation_zero"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_model
 
-from analysis import passes, run_folder
+from analysis import passes, run_folder, truth_passes
 from analysis.compare import main
 from analysis.explain import explain
 from analysis.models import OpenedModel, make_batch, open_model
@@ -89,7 +89,7 @@ class Computed:
 @pytest.fixture
 def computed(monkeypatch):
     found = Computed()
-    read, sweep, run = passes.read_attention_methods, passes.zero_ablation, passes.run_method
+    read, sweep, run = passes.read_attention_methods, truth_passes.zero_ablation, passes.run_method
 
     def counted_read(model, batch, dials, *, heads, pixels, head_maps):
         found.add([*heads, *pixels, *(["attention_maps"] if head_maps else [])], batch)
@@ -104,13 +104,13 @@ def computed(monkeypatch):
         return run(name, model, batch, dials)
 
     monkeypatch.setattr(passes, "read_attention_methods", counted_read)
-    monkeypatch.setattr(passes, "zero_ablation", counted_sweep)
+    monkeypatch.setattr(truth_passes, "zero_ablation", counted_sweep)
     monkeypatch.setattr(passes, "run_method", counted_run)
     return found
 
 
 def run_of(opened, pictures, count, folder, *, methods=METHODS, overwrite=False, progress=None, **changes):
-    settings = CompareSettings(model="tiny", methods=methods, num_pictures=count, **changes)
+    settings = CompareSettings(model="tiny", methods=methods, truths=("zero",), num_pictures=count, **changes)
     report = (lambda *_: None) if progress is None else progress
     return explain(opened, source_of(pictures, count), settings, folder, report, overwrite=overwrite)
 
@@ -296,7 +296,7 @@ def test_an_error_keeps_what_is_finished(opened, pictures, tmp_path, computed):
             raise OSError("picture 20: not readable")
         return source.draw(rows)
 
-    settings = CompareSettings(model="tiny", methods=METHODS, num_pictures=36)
+    settings = CompareSettings(model="tiny", methods=METHODS, truths=("zero",), num_pictures=36)
     with pytest.raises(OSError, match="picture 20: not readable"):
         explain(opened, replace(source, draw=draw), settings, tmp_path, lambda *_: None)
     assert computed.rows == each({"attention_maps", "cls_mass"}, range(16))

@@ -5,6 +5,8 @@ from torch import nn
 
 from attribution.ablation import zero_ablation
 from attribution.prefix import block_list, prefix_states, starting_at
+from attribution.sweep import predictions_without
+from attribution.vit import RegressorConfig, ViTRegressor
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,3 +106,42 @@ def test_models_without_a_list_of_blocks_have_no_prefix():
     assert block_list(Chain(block_list(model))) is None
     with pytest.raises(ValueError, match="start at block 3"), starting_at(model, 3, batch.pixel_values):
         pass
+
+
+class ResidualOutside(torch.nn.Module):
+    """Blocks that give what they add: a pass cannot start at one, for a block passed by would add its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Linear(12, 12)
+        self.blocks = torch.nn.ModuleList([Attention() for _ in range(3)])
+
+    def forward(self, pixel_values):
+        tokens = self.stem(pixel_values.flatten(2)[:, :, :60].reshape(len(pixel_values), -1, 12))
+        for block in self.blocks:
+            tokens = tokens + block(tokens)
+        return tokens
+
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.proj = torch.nn.Linear(12, 36), torch.nn.Linear(12, 12)
+
+    def forward(self, tokens):
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_no_pass_starts_at_a_block_whose_residual_is_added_outside():
+    torch.manual_seed(0)
+    config = RegressorConfig(("a",), ("m",), (0.0,), (1.0,), image_size=16)
+    model = ViTRegressor(ResidualOutside(), config, hidden_size=12).double().eval().requires_grad_(False)
+    pixel_values = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    assert prefix_states(model, pixel_values) is None
+    scenarios = [(), ((0, 1),), ((2, 0),), ((1, 0), (2, 1))]
+    found, route = predictions_without(model, pixel_values, scenarios)
+    expected, _ = predictions_without(model, pixel_values, scenarios, route="full")
+    assert route == "full" and torch.equal(found, expected)

@@ -15,12 +15,15 @@ METHODS = {
     "flat": Method("flat", lambda *_: None, signed=False, direction="+"),
 }
 SCORES = {"good": EFFECT.copy(), "small_is_good": -EFFECT, "flat": np.ones((30, 2, 3))}
-INDICES = bootstrap_indices(30, 200, seed=0)
+
+
+def indices(count):
+    return bootstrap_indices(count, 200, seed=0)
 
 
 def card():
     return scorecard_table(
-        TRUTH, SCORES, METHODS, None, {"entropy": EFFECT**2}, ("start_time_s", "mass"), ("s", "kg"), INDICES
+        [TRUTH], None, SCORES, METHODS, None, {"entropy": EFFECT**2}, ("start_time_s", "mass"), ("s", "kg"), indices
     )
 
 
@@ -56,7 +59,7 @@ def test_ranks_follow_the_direction_and_constants_have_none():
 
 
 def test_head_scores_are_tidy():
-    table = head_scores_table(SCORES, METHODS, INDICES)
+    table = head_scores_table(SCORES, METHODS, indices)
     assert len(table) == 18 and list(table["method"].unique()) == list(SCORES)
     row = table[(table["method"] == "good") & (table["layer"] == 1) & (table["head"] == 2)].iloc[0]
     assert row["score"] == pytest.approx(EFFECT[:, 1, 2].mean())

@@ -147,7 +147,7 @@ def test_what_is_asked_for_must_leave_something_to_estimate(tmp_path, capsys):
         truths.sample_of(settings, 10)
 
 
-def test_the_forecast_counts_the_sample_alone(opened, tmp_path):
-    sweep, predictor = truths.truth_passes(opened, settings_of(tmp_path))
-    assert (sweep.num_pictures, predictor.num_pictures) == (SWEPT, None)
+def test_the_forecast_counts_the_sample_alone(opened, source, tmp_path):
+    sweep, predictor = truths.truth_passes(opened, source, settings_of(tmp_path))
+    assert list(sweep.rows) == truths.sample_of(settings_of(tmp_path), COUNT) and predictor.rows is None
     assert sweep.forwards == pytest.approx(1 + sweep_costs(3, 4).sum())

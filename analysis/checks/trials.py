@@ -1,0 +1,83 @@
+"""The checks of a run: which are asked for, what they compute, and their tables.
+
+Takes the work of a run and what it has found; computes what is missing and gives one table a check. Knows no check in
+particular but by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.checks import curves, infidelity, knockout, pixel_targets, planted, randomised, sensitivity
+from analysis.checks.evidence import Evidence, Head, Orders
+from analysis.models import OpenedModel
+from analysis.passes import Pass
+from analysis.pictures import PictureSource
+from analysis.settings import CompareSettings
+from attribution.method import Method
+from attribution.vit import head_layout
+
+CHECKS: dict[str, ModuleType] = {
+    "curves": curves,
+    "knockout": knockout,
+    "randomised": randomised,
+    "sensitivity": sensitivity,
+    "infidelity": infidelity,
+    "planted": planted,
+    "pixel_targets": pixel_targets,
+}
+
+
+def chosen_checks(settings: CompareSettings) -> tuple[str, ...]:
+    """The checks asked for; ``default`` stands for none, or with ``methods: all`` for every one.
+
+    ValueError for an unknown one, and for any beside estimated effects.
+    """
+    unknown = [name for name in settings.checks if name not in (*CHECKS, "default", "all")]
+    if unknown:
+        raise ValueError(f"checks: unknown {', '.join(unknown)}, expected some of {', '.join(CHECKS)}, default, all")
+    named = [name for name in settings.checks if name != "default"]
+    if settings.estimate is not None:
+        if named:
+            raise ValueError(f"--estimate: expected no checks, which need swept effects, got {', '.join(named)}")
+        return ()
+    everything = "all" in named or ("default" in settings.checks and "all" in settings.methods)
+    return tuple(name for name in CHECKS if everything or name in named)
+
+
+def check_passes(
+    opened: OpenedModel,
+    source: PictureSource,
+    settings: CompareSettings,
+    methods: Mapping[str, Method],
+    orders: Orders | None = None,
+) -> dict[str, list[Pass]]:
+    """The passes of each check; without ``orders`` only their costs mean anything."""
+    layout = head_layout(opened.model)
+    heads = tuple((layer, head) for layer in range(layout.num_layers) for head in range(layout.num_heads))
+    if orders is None:
+        rng = np.random.default_rng(0)
+        orders = {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in methods}
+        orders |= {"ablation_zero": heads}
+    return {name: CHECKS[name].passes(opened, source, settings, methods, orders) for name in chosen_checks(settings)}
+
+
+def orders_of(scores: Mapping[str, NDArray[np.float64]], seed: int) -> dict[str, tuple[Head, ...]]:
+    """Heads by mean score `[image layer head]`, highest first; ties in an order drawn from the seed."""
+    return {name: _order(found.mean(axis=0), seed) for name, found in scores.items()}
+
+
+def _order(mean: NDArray[np.float64], seed: int) -> tuple[Head, ...]:
+    shuffled = np.random.default_rng([seed, 11]).permutation(mean.size)
+    places = shuffled[np.argsort(-mean.ravel()[shuffled], kind="stable")]
+    return tuple((int(place) // mean.shape[1], int(place) % mean.shape[1]) for place in places)
+
+
+def check_tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """The table of each check, by the name of its file."""
+    return {name: CHECKS[name].table(evidence) for name in chosen_checks(evidence.settings)}

@@ -1,0 +1,317 @@
+"""Figures of the league: the truths against each other, the methods under each truth, agreement against its price.
+
+Takes the tidy tables of a run (truths, agreement, league); gives an `Axes` for one panel, a `Figure` for several. The
+conventions are those of `analysis.plots`. Here are the labelled heat maps that other figures of methods use as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.path import Path
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from analysis.artists import (
+    GREY,
+    OKABE_ITO,
+    PLAIN,
+    column_of,
+    draw_cells,
+    dress,
+    figure_of,
+    new_axes,
+    require_columns,
+    rows_where,
+    true_minus,
+)
+from analysis.method_plots import names_with_n
+
+CONTROL_INK = "0.5"
+CORRELATION = Normalize(-1, 1)
+SPLIT_HALF = "spearman_split_half"
+
+
+def truth_label(truth: str) -> str:
+    """`ablation_zero` -> `zero`: short enough for a column."""
+    return truth.removeprefix("ablation_").replace("_", " ")
+
+
+def two_digits(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def table_cells(
+    ax: Axes,
+    values: pd.DataFrame,
+    norm: Normalize,
+    cmap: str,
+    *,
+    text: Callable[[float], str] = two_digits,
+    size: float = 7,
+) -> AxesImage:
+    """A table as a heat map with its numbers, its index down the side and its columns below."""
+    image = draw_cells(ax, values.to_numpy(dtype=np.float64), norm, cmap, text, size)
+    ax.set_xticks(range(values.shape[1]), list(map(str, values.columns)))
+    ax.set_yticks(range(values.shape[0]), list(map(str, values.index)))
+    ax.tick_params(length=0)
+    return image
+
+
+def slant(ax: Axes) -> None:
+    """Turn the names below the columns, so that none runs into the next."""
+    for label in ax.get_xticklabels():
+        label.set(rotation=35, ha="right", rotation_mode="anchor")
+
+
+def grid_of(frame: pd.DataFrame, table: str, row: str, column: str, value: str) -> pd.DataFrame:
+    """Rows x columns of one value, in the order in which they come; NaN where the table has no row.
+
+    ValueError for a missing column and for two rows of one cell.
+    """
+    require_columns(frame, (row, column, value), table)
+    if frame.duplicated([row, column]).any():
+        raise ValueError(f"{table}: more than one row for a {row} and {column}, expected one value of {value} each")
+    grid = frame.pivot(index=row, columns=column, values=value).astype(float)
+    return grid.reindex(index=frame[row].unique(), columns=frame[column].unique())
+
+
+def truth_matrix(
+    truths: pd.DataFrame, *, ax: Axes | None = None, estimator: str = "mean", statistic: str = "spearman"
+) -> Axes:
+    """How far the truths agree: rank correlation of each with each other over heads, with interval.
+
+    Framed on the diagonal: the correlation of a truth with itself between two halves of the pictures, the most that a
+    correlation with it can be expected to reach. A pair may stand in the table once or in both orders.
+    """
+    columns = ("truth_a", "truth_b", "value", "ci_low", "ci_high", "n")
+    pairs = rows_where(truths, "truths", estimator=estimator)
+    require_columns(pairs, (*columns, "statistic"), "truths")
+    itself = pairs["truth_a"] == pairs["truth_b"]
+    pairs = pairs[(pairs["statistic"] == SPLIT_HALF) & itself | (pairs["statistic"] == statistic) & ~itself]
+    if pairs.empty:
+        raise ValueError(f"truths: no rows with statistic={statistic!r} or {SPLIT_HALF!r}, expected some")
+    if pairs.duplicated(["truth_a", "truth_b"]).any():
+        raise ValueError(f"truths: more than one row for a pair with estimator={estimator!r}, expected one")
+    names = list(dict.fromkeys([*pairs["truth_a"], *pairs["truth_b"]]))
+    place = {name: at for at, name in enumerate(names)}
+    grid = np.full((len(names), len(names)), np.nan)
+    low, high = grid.copy(), grid.copy()
+    # A pair given once fills both cells; given twice, each cell keeps its own row.
+    for one, other in (("truth_b", "truth_a"), ("truth_a", "truth_b")):
+        cells = (pairs[one].map(place).to_numpy(), pairs[other].map(place).to_numpy())
+        for target, column in ((grid, "value"), (low, "ci_low"), (high, "ci_high")):
+            target[cells] = pairs[column].to_numpy(float)
+    ax = new_axes(ax, 3.0 + 0.95 * len(names), 1.7 + 0.62 * len(names))
+    labels = [truth_label(name) for name in names]
+    image = table_cells(ax, pd.DataFrame(grid, index=labels, columns=labels), CORRELATION, "RdBu_r", size=8)
+    for text, bottom, top in zip(list(ax.texts), low.ravel(), high.ravel(), strict=True):
+        if np.isfinite([bottom, top]).all():
+            text.set_text(f"{text.get_text()}\n[{true_minus(two_digits(bottom))}, {true_minus(two_digits(top))}]")
+    for at in range(len(names)):
+        ax.add_patch(Rectangle((at - 0.46, at - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=1.6))
+    slant(ax)
+    bar = figure_of(ax).colorbar(image, ax=ax, pad=0.02)
+    bar.set_label(f"{statistic} over heads".capitalize(), fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_major_formatter(PLAIN)
+    counts = sorted(set(pairs["n"].dropna().astype(int)))
+    note = f" ({counts[0]} pictures)" if len(counts) == 1 else ""
+    dress(ax, "", "", f"Truths against each other, {estimator}{note}\nframed: one half of the pictures with the other")
+    return ax
+
+
+def league_heatmap(
+    agreement: pd.DataFrame,
+    league: pd.DataFrame,
+    *,
+    estimator: str = "mean",
+    statistic: str = "spearman",
+    truths: Sequence[str] | None = None,
+) -> Figure:
+    """Each method's agreement with each truth, and beside it its rank under each; best first by the league's Spearman.
+
+    Names of controls are grey; a method whose scores are another's bears `= other`.
+    """
+    require_columns(league, ("method", "is_control", "n", "spearman", "same_as"), "league")
+    if league["method"].duplicated().any():
+        raise ValueError("league: more than one row for a method, expected one")
+    rows = rows_where(agreement, "agreement", estimator=estimator, statistic=statistic)
+    values = grid_of(rows, "agreement", "method", "truth", "value")
+    names = list(values.columns) if truths is None else list(truths)
+    if absent := [name for name in names if name not in values]:
+        raise ValueError(f"agreement: no rows with truth={absent[0]!r}, expected one of {', '.join(values.columns)}")
+    ordered = league.sort_values("spearman", ascending=False, kind="stable", na_position="last").set_index("method")
+    ranks = pd.DataFrame({name: column_of(ordered, f"rank_{name}") for name in names}, index=ordered.index)
+    shown = values.reindex(index=ordered.index)[names]
+    labels = names_with_n(ordered)
+    twin = ordered["same_as"].astype(object).fillna("").astype(str)
+    labels = [f"{label}  = {other}" if other else label for label, other in zip(labels, twin, strict=True)]
+    short = [truth_label(name) for name in names]
+    figure = Figure((3.6 + 1.02 * len(names), 1.5 + 0.25 * len(ordered)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.58, 0.42))
+    image = table_cells(left, shown.set_axis(labels, axis=0).set_axis(short, axis=1), CORRELATION, "RdBu_r")
+    last = np.nanmax([2.0, *ranks.to_numpy(float).ravel()])
+    table_cells(
+        right,
+        ranks.set_axis(labels, axis=0).set_axis(short, axis=1),
+        Normalize(1 - last, 1.1 * last),
+        "Greys_r",
+        text=lambda rank: f"{rank:g}",
+    )
+    right.tick_params(labelleft=False)
+    for label, control in zip(left.get_yticklabels(), ordered["is_control"], strict=True):
+        if control:
+            label.set(color=CONTROL_INK, style="italic")
+    dress(left, "", "", f"{statistic.capitalize()} with each truth")
+    dress(right, "", "", "rank under each truth (1 = best)")
+    for panel in (left, right):
+        slant(panel)
+    bar = figure.colorbar(image, ax=left, pad=0.02, aspect=35)
+    bar.set_label(f"{statistic.capitalize()} ({estimator} over pictures)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_major_formatter(PLAIN)
+    return figure
+
+
+def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Places that nothing as cheap or cheaper equals or beats, cheapest first; NaN is on no front."""
+    front: list[int] = []
+    for at in np.lexsort((-gain, cost)):
+        if np.isfinite([cost[at], gain[at]]).all() and (not front or gain[at] > gain[front[-1]]):
+            front.append(int(at))
+    return np.asarray(front, dtype=np.intp)
+
+
+def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Agreement (different pictures) against the price in forwards, a named point per method; pale: the same pictures.
+
+    The step line is the front of the methods that are no controls. The dashed line is zero ablation on as many
+    pictures as a method's price pays for. What costs nothing stands left of the break, at 0.
+    """
+    require_columns(league, ("method", "family", "is_control", "forwards", "spearman", "value_cross"), "league")
+    known = league["forwards"].notna() & league["value_cross"].notna()
+    table = league[known].reset_index(drop=True)
+    ax = new_axes(ax, 9.6, 6.2)
+    forwards, gain = table["forwards"].to_numpy(float), table["value_cross"].to_numpy(float)
+    free = forwards <= 0
+    cheapest = forwards[~free].min() if (~free).any() else 1.0
+    nothing = cheapest / 4
+    cost = np.where(free, nothing, forwards)
+    control = table["is_control"].to_numpy(bool)
+    ax.set_xscale("log")
+    families = [name for name in dict.fromkeys(table["family"]) if not control[table["family"] == name].all()]
+    colours = dict(zip(families, [OKABE_ITO[at % 6] for at in range(len(families))], strict=True))
+    ax.vlines(cost, gain, table["spearman"], colors="0.85", linewidth=0.8, zorder=1)
+    groups = [(name, (table["family"] == name).to_numpy() & ~control, colour) for name, colour in colours.items()]
+    for name, members, colour in (*groups, ("control", control, GREY)):
+        if members.any():
+            ax.scatter(
+                cost[members], table["spearman"][members], s=18, color=colour, alpha=0.35, linewidths=0, zorder=2
+            )
+            ax.scatter(cost[members], gain[members], s=34, color=colour, edgecolors="white", zorder=4, label=name)
+    ax.scatter([], [], s=18, color="black", alpha=0.35, linewidths=0, label="the same pictures (pale)")
+    last = cost.max(initial=nothing) * 2.2
+    ax.set_xlim(nothing / 1.8, last)
+    front = pareto_front(np.where(control, np.nan, cost), gain)
+    lines: list[NDArray[np.float64]] = []
+    if len(front):
+        steps = ([*cost[front], last], [*gain[front], gain[front][-1]])
+        ax.step(*steps, where="post", color="black", linewidth=1.1, zorder=3, label="best for its price")
+        lines.append(np.column_stack([np.repeat(steps[0], 2)[1:], np.repeat(steps[1], 2)[:-1]]))
+    if "ablation_at_cost_cross" in table:
+        paid = table.assign(cost=cost)[~free].groupby("cost")["ablation_at_cost_cross"].mean().dropna()
+        look: dict[str, Any] = {"color": OKABE_ITO[5], "markersize": 4, "linewidth": 1.1}
+        ax.plot(paid.index, paid, "x--", label="ablation at that price", **look)
+        lines.append(np.column_stack([paid.index, paid]))
+    low, high = np.floor(np.log10(cheapest)), np.ceil(np.log10(last))
+    powers = [10.0**power for power in np.arange(low, high + 1) if nothing * 1.5 < 10.0**power <= last]
+    ax.xaxis.set_major_locator(FixedLocator([nothing, *powers] if free.any() else powers))
+    ax.xaxis.set_major_formatter(lambda at, _: "0" if free.any() and np.isclose(at, nothing) else f"{at:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    if free.any():
+        ax.axvline(cheapest / 2, color="0.8", linewidth=0.8, linestyle=":")
+    else:
+        ax.set_xlim(left=cheapest / 1.8)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
+    missing = len(league) - len(table)
+    note = f" ({missing} without a price or a value)" if missing else ""
+    label = "Spearman ρ with the truth (method and truth on different pictures)"
+    dress(ax, "price: forward equivalents per picture (logarithmic)", label, "What agreement costs" + note)
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.margins(y=0.08)
+    obstacles = np.column_stack([np.tile(cost, 2), np.concatenate([gain, table["spearman"]])])
+    name_all(ax, np.column_stack([cost, gain]), list(table["method"]), obstacles, lines, control)
+    return ax
+
+
+def name_all(
+    ax: Axes,
+    points: NDArray[np.float64],
+    names: Sequence[str],
+    obstacles: NDArray[np.float64],
+    lines: Sequence[NDArray[np.float64]],
+    grey: NDArray[np.bool_],
+) -> None:
+    """Name every point, clear of other names, of `obstacles` and of `lines` (vertices); far names get a leader line.
+
+    `artists.label_points` leaves out names that find no place near; here each goes to the nearest place that is free.
+    """
+    figure = figure_of(ax)
+    figure.draw_without_rendering()  # settles the layout, so that pixels are final
+    scale, frame = figure.dpi / 72, ax.get_window_extent()
+    centres = ax.transData.transform(obstacles[np.isfinite(obstacles).all(axis=1)])
+    sizes = np.full(len(centres), 3.5 * scale)
+    for line in lines:  # a line is a row of small boxes
+        path = Path(ax.transData.transform(line))
+        dots = np.asarray(path.interpolated(max(1, int(ax.bbox.width / 5 / scale))).vertices)
+        centres, sizes = np.concatenate([centres, dots]), np.concatenate([sizes, np.full(len(dots), 0.8 * scale)])
+    taken = np.concatenate([centres - sizes[:, None], centres + sizes[:, None]], axis=1)  # [box x0 y0 x1 y1]
+    angles = np.pi / 12 * np.array([0, 12, 2, 22, 10, 14, 4, 20, 8, 16, 6, 18])
+    for at in np.argsort(-points[:, 1], kind="stable"):
+        label: Annotation = ax.annotate(
+            names[at],
+            (points[at, 0], points[at, 1]),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=CONTROL_INK if grey[at] else "black",
+            ha="center",
+            va="center",
+            zorder=6,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
+        box: Bbox = label.get_window_extent()
+        half = np.array([1.04 * box.width, box.height]) / 2 + scale  # hinting widens a text
+        centre = ax.transData.transform(points[at])
+        for radius in (5, *range(10, 400, 8)):
+            steps = np.column_stack([np.cos(angles), np.sin(angles)]) * (radius * scale + half * (1, 0.6))
+            boxes = np.concatenate([centre + steps - half, centre + steps + half], axis=1)
+            inside = (boxes[:, :2] > frame.min + 2).all(axis=1) & (boxes[:, 2:] < frame.max - 2).all(axis=1)
+            apart = (boxes[:, None, :2] >= taken[None, :, 2:]) | (boxes[:, None, 2:] <= taken[None, :, :2])
+            free = np.flatnonzero(inside & np.any(apart, axis=2).all(axis=1))
+            if len(free):
+                label.set_position(tuple(steps[free[0]] / scale))
+                taken = np.concatenate([taken, boxes[free[:1]]])
+                if radius > 10:
+                    ax.annotate(
+                        "",
+                        (points[at, 0], points[at, 1]),
+                        xytext=tuple(steps[free[0]] / scale),
+                        textcoords="offset points",
+                        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2},
+                        zorder=1.5,
+                    )
+                break

@@ -1,0 +1,135 @@
+"""Do the truths agree with each other, and each with itself?
+
+Takes per-picture effects `[image layer head]` of several truths and the shared bootstrap matrices.
+Gives the tidy table of their agreement over heads: each pair on the pictures both cover, and each truth between two
+halves of its own pictures.
+Does not know: methods, models, how a truth came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.agreement import (
+    Floats,
+    Ranking,
+    random_halves,
+    rank_scores,
+    spearman,
+    spearman_within_layers,
+    top_overlap,
+)
+from analysis.intervals import ESTIMATORS, all_but_one, centred_interval, index_counts
+
+Indices = Callable[[int], NDArray[np.integer]]
+
+COLUMNS = ("truth_a", "truth_b", "estimator", "statistic", "value", "ci_low", "ci_high", "n")
+PAIR_STATISTICS = ("spearman", "spearman_within_layers", "top_10")
+SELF_STATISTICS = ("spearman_split_half", "spearman_brown")
+_95_PERCENT = 1.959963984540054  # standard errors on either side
+
+
+def truth_table(
+    truths: Mapping[str, NDArray[np.floating]],
+    indices: Indices,
+    seed: int,
+    estimators: Sequence[str] = ("mean", "trimmed"),
+    *,
+    num_halves: int = 200,
+) -> pd.DataFrame:
+    """The tidy table `COLUMNS`: every truth with itself and with each later one, in the order of `truths`.
+
+    `truths` name -> effects `[image layer head]` of the first n pictures of a run; `indices(n)` -> the bootstrap matrix
+    `[replicate image]`. A pair is compared on the first pictures that both have, `n` of them: `PAIR_STATISTICS` of the
+    two aggregated over the same pictures, with the `centred_interval` over pictures. Noise that the truths share (the
+    intact loss of the same pictures) raises these; noise of their own lowers them.
+
+    A truth with itself: `spearman_split_half` is the mean over `num_halves` random halves of its pictures of the ρ
+    between the half and the rest, that is, the reliability of n/2 pictures; `spearman_brown` is 2r/(1+r) of it, what
+    the formula of Spearman and Brown (1910) makes of all n (from -1 to 1). The interval of the first is value ± 1.96
+    jackknife standard errors over pictures, of the second the formula at those ends: a bootstrap would draw the same
+    picture into both halves. NaN where there are fewer than 4 pictures.
+
+    ValueError for no truths, other shapes of heads, fewer than 2 pictures, non-finite effects.
+    """
+    _check(truths)
+    records = []
+    for estimator in estimators:
+        names = list(truths)
+        known: dict[tuple[str, int], Ranking] = {}
+        for place, first in enumerate(names):
+            own = len(truths[first])
+            split = _split_half(truths[first], estimator, num_halves, seed)
+            for statistic, numbers in zip(SELF_STATISTICS, (split, _spearman_brown(split)), strict=True):
+                records.append((first, first, estimator, statistic, *numbers, own))
+            for second in names[place + 1 :]:
+                shared = min(own, len(truths[second]))
+                for name in (first, second):
+                    if (name, shared) not in known:
+                        known[name, shared] = _resampled(truths[name][:shared], indices(shared), estimator)
+                found = pair_statistics(known[first, shared], known[second, shared])
+                for statistic, rows in found.items():
+                    low, high = centred_interval(rows[:1], rows[1:, None])
+                    lowest = 0.0 if statistic == "top_10" else -1.0
+                    limits = np.clip([low[0], high[0]], lowest, 1.0)
+                    records.append((first, second, estimator, statistic, rows[0], *limits, shared))
+    return pd.DataFrame(records, columns=list(COLUMNS))
+
+
+def pair_statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
+    """`PAIR_STATISTICS` per row `[row]`; the ten of `top_10` are all heads where there are fewer."""
+    values = (spearman(a, b), spearman_within_layers(a, b), top_overlap(a, b, min(10, a.above.shape[1])))
+    return dict(zip(PAIR_STATISTICS, values, strict=True))
+
+
+def _resampled(truth: NDArray[np.floating], indices: NDArray[np.integer], estimator: str) -> Ranking:
+    """Rankings of the truth over all pictures (first row) and over each resample."""
+    counts = index_counts(indices, len(truth))
+    return _ranked(truth, np.concatenate([np.ones((1, len(truth))), counts]), estimator)
+
+
+def _split_half(
+    truth: NDArray[np.floating], estimator: str, num_halves: int, seed: int
+) -> tuple[float, float, float]:
+    """Mean ρ between random halves, and its limits by the jackknife over pictures (the same halves throughout)."""
+    n = len(truth)
+    first, second = random_halves(n, num_halves, seed)
+    value = _mean_rho(truth, first, second, estimator)
+    if n < 4:
+        return value, np.nan, np.nan
+    left_out = np.array([_mean_rho(truth, first * kept, second * kept, estimator) for kept in all_but_one(n)])
+    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    low, high = np.clip([value - _95_PERCENT * error, value + _95_PERCENT * error], -1.0, 1.0)
+    return value, float(low), float(high)
+
+
+def _mean_rho(truth: NDArray[np.floating], first: Floats, second: Floats, estimator: str) -> float:
+    return float(spearman(_ranked(truth, first, estimator), _ranked(truth, second, estimator)).mean())
+
+
+def _spearman_brown(numbers: tuple[float, float, float]) -> tuple[float, ...]:
+    """2r/(1+r), which falls below -1 (and to minus infinity) for r < -1/3: cut off there."""
+    return tuple(2 * r / (1 + r) if not r < -1 / 3 else -1.0 for r in numbers)
+
+
+def _ranked(truth: NDArray[np.floating], counts: Floats, estimator: str) -> Ranking:
+    columns = truth.reshape(len(truth), -1).astype(np.float64)
+    return rank_scores(ESTIMATORS[estimator](columns, counts).reshape(-1, *truth.shape[1:]))
+
+
+def _check(truths: Mapping[str, NDArray[np.floating]]) -> None:
+    if not truths:
+        raise ValueError("truths: expected at least one")
+    heads = np.shape(next(iter(truths.values())))[1:]
+    for name, truth in truths.items():
+        if np.ndim(truth) != 3 or np.shape(truth)[1:] != heads or len(truth) < 2:
+            raise ValueError(
+                f"{name}: expected effects [image layer head] of at least 2 pictures and heads {list(heads)}, "
+                f"got {list(np.shape(truth))}"
+            )
+        if not np.isfinite(truth).all():
+            raise ValueError(f"{name}: expected finite effects")
