@@ -15,7 +15,8 @@ statistic, not 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -51,6 +52,11 @@ class Ranking:
     average_rank: Floats  # [row head]
     above: Floats  # [row head]
     tied: Floats  # [row head]
+
+    @cached_property
+    def pairs(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """One bit a pair of heads, `[row word]`: is the first ranked above the second, and is it ranked below."""
+        return _pair_bits(self.average_rank)
 
 
 def rank_scores(scores: Floats) -> Ranking:
@@ -93,19 +99,11 @@ def spearman_layer_means_removed(a: Ranking, b: Ranking) -> Floats:
 
 def kendall(a: Ranking, b: Ranking) -> Floats:
     """Kendall's τ-b per row: (concordant − discordant) / √(pairs untied in a · pairs untied in b) (Kendall 1945)."""
-    first, second = np.triu_indices(a.average_rank.shape[1], 1)
-    result = np.empty(len(a.average_rank))
-    rows = max(1, _PAIRS_AT_ONCE // max(1, len(first)))
-    for start in range(0, len(result), rows):
-        block = slice(start, start + rows)
-        signs = [np.sign(rank[block][:, first] - rank[block][:, second]) for rank in (_small(a), _small(b))]
-        agree, in_a, in_b = (
-            np.einsum("rp,rp->r", x, y).astype(np.float64)
-            for x, y in ((signs[0], signs[1]), (signs[0], signs[0]), (signs[1], signs[1]))
-        )
-        with np.errstate(invalid="ignore"):
-            result[block] = agree / np.sqrt(in_a * in_b)
-    return result
+    (above_a, below_a), (above_b, below_b) = a.pairs, b.pairs
+    concordant = _set_bits((above_a & above_b) | (below_a & below_b))
+    discordant = _set_bits((above_a & below_b) | (below_a & above_b))
+    with np.errstate(invalid="ignore"):
+        return (concordant - discordant) / np.sqrt(_set_bits(above_a | below_a) * _set_bits(above_b | below_b))
 
 
 def top_overlap(a: Ranking, b: Ranking, k: int) -> Floats:
@@ -171,6 +169,18 @@ def noise_ceiling(split_half: Floats) -> float:
     return float(np.sqrt(mean)) if mean >= 0 else float("nan")
 
 
+def aggregated(scores: NDArray[np.floating], counts: Floats, estimator: str = "mean") -> Ranking:
+    """Ranking of scores `[image layer head]` aggregated under each row of counts `[row image]`."""
+    columns = scores.reshape(len(scores), -1).astype(np.float64)
+    return rank_scores(ESTIMATORS[estimator](columns, counts).reshape(-1, *scores.shape[1:]))
+
+
+def resampled(scores: NDArray[np.floating], indices: NDArray[np.integer], estimator: str = "mean") -> Ranking:
+    """Ranking of scores `[image layer head]` over all pictures (the first row), then over each resample."""
+    counts = index_counts(indices, len(scores))
+    return aggregated(scores, np.concatenate([np.ones((1, len(scores))), counts]), estimator)
+
+
 def agreement_table(
     methods: Mapping[str, NDArray[np.floating]],
     truths: Mapping[str, NDArray[np.floating]],
@@ -207,12 +217,12 @@ def agreement_table(
             for label, scores in ((name, truth), (f"{name}_abs", np.abs(truth))):
                 if label != name and (not absolute or all(signed[method] for method in methods)):
                     continue
-                ranking = _aggregated(scores, truth_rows, estimator)
+                ranking = aggregated(scores, truth_rows, estimator)
                 halves = _only(ranking, np.arange(len(shared), len(truth_rows)))
-                split = statistics(halves, _aggregated(scores, first, estimator))
+                split = statistics(halves, aggregated(scores, first, estimator))
                 known[label] = ranking, {key: noise_ceiling(found) for key, found in split.items()}
         for method, scores in methods.items():
-            ranking = _aggregated(scores, method_rows, estimator)
+            ranking = aggregated(scores, method_rows, estimator)
             for label, (truth_ranking, ceilings) in known.items():
                 if signed[method] and label not in truths:
                     continue
@@ -257,21 +267,32 @@ def _check(
     return int(shape[0])
 
 
-def _aggregated(scores: NDArray[np.floating], counts: Floats, estimator: str) -> Ranking:
-    """Ranking of scores `[image layer head]` aggregated under each row of counts."""
-    columns = scores.reshape(len(scores), -1).astype(np.float64)
-    return rank_scores(ESTIMATORS[estimator](columns, counts).reshape(-1, *scores.shape[1:]))
-
-
 def _unit(ranks: Floats) -> Floats:
     centred = ranks - (ranks.shape[-1] + 1) / 2
     norm = np.sqrt((centred**2).sum(axis=-1, keepdims=True))
     return centred / np.where(norm == 0, np.nan, norm)
 
 
-def _small(ranking: Ranking) -> NDArray[np.float32]:
-    """Average ranks as float32: half-integers stay exact, and so do sums of pair signs."""
-    return ranking.average_rank.astype(np.float32)
+def _pair_bits(ranks: Floats) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    num_rows, num_heads = ranks.shape
+    num_pairs = num_heads * (num_heads - 1) // 2
+    width = -(-num_pairs // 64) * 64  # whole words; bits without a pair stay 0 in both
+    found = np.zeros((2, num_rows, width // 64), dtype=np.uint64)
+    rows = max(1, _PAIRS_AT_ONCE // max(1, num_pairs))
+    for start in range(0, num_rows, rows):
+        part = ranks[start : start + rows]
+        for place, compare in enumerate((np.greater, np.less)):
+            bits = np.zeros((len(part), width), dtype=bool)
+            end = 0
+            for head in range(num_heads - 1):
+                begin, end = end, end + num_heads - 1 - head
+                compare(part[:, head, None], part[:, head + 1 :], out=bits[:, begin:end])
+            found[place, start : start + rows] = np.packbits(bits, axis=1).view(np.uint64)
+    return found[0], found[1]
+
+
+def _set_bits(words: NDArray[np.uint64]) -> Floats:
+    return np.bitwise_count(words).sum(axis=1, dtype=np.int64).astype(np.float64)
 
 
 def _in_top(ranking: Ranking, k: int) -> Floats:
@@ -285,4 +306,4 @@ def _constant_as_nan(a: Ranking, b: Ranking, values: Floats) -> Floats:
 
 
 def _only(ranking: Ranking, rows: NDArray[np.generic]) -> Ranking:
-    return Ranking(**{name: part[rows] for name, part in vars(ranking).items()})
+    return Ranking(**{field.name: getattr(ranking, field.name)[rows] for field in fields(ranking)})

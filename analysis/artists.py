@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.report import write_atomically
 
 EFFECT = "ablation_zero_var_pct"
-CONTROLS = ("random", "layer_index")
+CONTROLS = ("random", "layer_index", "parameter_norm")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY = "0.62"
 CORNERS = {

@@ -211,7 +211,7 @@ def randomised_bars(randomised: pd.DataFrame, *, controls: Iterable[str] = CONTR
     order = first.abs().sort_values(kind="stable", na_position="last").index
     counts = randomised.groupby("method")["n"].max().reindex(order)
     names = names_with_n(counts.to_frame())
-    figure = Figure((2.7 + 1.2 * own.shape[1], 1.9 + 0.24 * len(own)), layout="constrained")
+    figure = Figure((2.7 + 1.2 * own.shape[1], max(4.6, 1.9 + 0.24 * len(own))), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     kinds = (
         ("spearman_with_own", "own_ci_low", "own_ci_high", "with its own scores on the intact model"),

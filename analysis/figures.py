@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from analysis import artists, gallery, method_plots, plots
 from analysis.intervals import interval_over_images
+from analysis.league_figures import check_figures, league_figures
 from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
@@ -34,10 +35,7 @@ def layer_table(truth: Truth, indices: NDArray[np.integer]) -> pd.DataFrame:
 def write_figures(
     folder: Path,
     *,
-    scorecard: pd.DataFrame,
-    agreement: pd.DataFrame | None,
-    localization: pd.DataFrame | None,
-    pixel_localization: pd.DataFrame | None,
+    tables: Mapping[str, pd.DataFrame],
     layers: pd.DataFrame,
     images: NDArray[np.uint8],
     maps: Floats,
@@ -47,6 +45,8 @@ def write_figures(
 ) -> list[tuple[str, str, Path]]:
     """Write every figure the run has the tables for. ``maps`` are CLS maps [image layer head row col]; ``note`` ends
     every caption (number of pictures, and whether they are only indicative)."""
+    scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
+    localization, pixel_localization = tables.get("localization"), tables.get("pixel_localization")
     folder.mkdir(parents=True, exist_ok=True)
     made: list[tuple[str, str, Path]] = []
 
@@ -101,6 +101,8 @@ def write_figures(
             "Score of each method against the effect of removing the head.",
             method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
         )
+    for name, title, caption, figure in (*league_figures(tables), *check_figures(tables)):
+        add(name, title, caption, figure)
     if localization is not None and scorecard["iou_chirp"].notna().any():
         cls = localization[localization["query"] == "cls"]
         add(

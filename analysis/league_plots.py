@@ -159,7 +159,7 @@ def league_heatmap(
     twin = ordered["same_as"].astype(object).fillna("").astype(str)
     labels = [f"{label}  = {other}" if other else label for label, other in zip(labels, twin, strict=True)]
     short = [truth_label(name) for name in names]
-    figure = Figure((3.6 + 1.02 * len(names), 1.5 + 0.25 * len(ordered)), layout="constrained")
+    figure = Figure((3.6 + 1.02 * len(names), max(3.2, 1.5 + 0.25 * len(ordered))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.58, 0.42))
     image = table_cells(left, shown.set_axis(labels, axis=0).set_axis(short, axis=1), CORRELATION, "RdBu_r")
     last = np.nanmax([2.0, *ranks.to_numpy(float).ravel()])

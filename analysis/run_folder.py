@@ -71,7 +71,7 @@ def write_results(
     is_reference = folder.resolve() == REFERENCE_FOLDER
     reference = None if is_reference or opened.is_control else read_reference()
     indices = shared_indices(settings)
-    tables = run_tables(settings, opened, explained, indices)
+    tables = run_tables(settings, opened, source, explained, indices)
     remove_results(folder)
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
@@ -94,10 +94,7 @@ def write_results(
     shown = _shown(source)
     figures = write_figures(
         folder / "figures",
-        scorecard=scorecard,
-        agreement=agreement,
-        localization=tables.get("localization"),
-        pixel_localization=tables.get("pixel_localization"),
+        tables=tables,
         layers=layer_table(explained.truth, indices(count)),
         images=shown.images,
         maps=explained.maps["cls"][: len(shown.images)],

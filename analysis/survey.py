@@ -35,6 +35,10 @@ class PackedMasks:
     def shape(self) -> tuple[int, int, int, int]:
         return (*self.bits.shape[:2], self.num_rows, self.num_cols)
 
+    def first(self, count: int) -> PackedMasks:
+        """The masks of the first pictures."""
+        return PackedMasks(self.bits[:count], self.num_rows, self.num_cols)
+
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         flat = np.unpackbits(self.bits[rows], axis=-1, count=self.num_rows * self.num_cols)
         return flat.reshape(*flat.shape[:2], self.num_rows, self.num_cols).astype(np.float32)

@@ -37,6 +37,7 @@ PIXEL_METHODS: dict[str, Method] = by_name(
         "1703.01365",
         forwards=lambda settings, layers, targets: settings.pixel_steps,
         backwards=lambda settings, layers, targets: settings.pixel_steps,
+        is_path=True,
     ),
     _unsigned(
         "gradient_shap",
@@ -47,6 +48,7 @@ PIXEL_METHODS: dict[str, Method] = by_name(
         backwards=NUM_DONORS,
         default=False,
         needs=("donor_pixel_values",),
+        is_path=True,
     ),
     _unsigned(
         "smooth_grad",
@@ -56,6 +58,7 @@ PIXEL_METHODS: dict[str, Method] = by_name(
         forwards=lambda settings, layers, targets: settings.noise_samples,
         backwards=lambda settings, layers, targets: settings.noise_samples,
         default=False,
+        is_path=True,
     ),
     _unsigned(
         "occlusion",

@@ -1,0 +1,104 @@
+"""The figures of the league table, the truths and the checks: which ones, from which tables, with which captions.
+
+Takes the tables of a run by name; gives (name, title, caption, figure) of those that can be drawn. Draws nothing itself
+(:mod:`analysis.league_plots`, :mod:`analysis.check_plots`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import check_plots, league_plots
+from analysis.artists import figure_of
+
+Drawn = tuple[str, str, str, Figure]
+
+
+def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
+    """Truths against truths, methods against truths, cost against agreement."""
+    truths, league = tables.get("truths"), tables.get("league")
+    if truths is not None and truths["truth_a"].nunique() > 1:
+        yield (
+            "truth_matrix",
+            "Do the truths agree?",
+            "Rank correlation over heads of the effects of removing a head in several ways, with 95 % intervals; on "
+            "the diagonal that of one truth between halves of the pictures. Beyond it no method can be judged.",
+            figure_of(league_plots.truth_matrix(truths)),
+        )
+    if league is not None:
+        yield (
+            "league",
+            "Every method under every truth",
+            "Spearman correlation of each method's scores with each truth, and its rank under it; best under zero "
+            "ablation first. Controls are grey; a method whose scores are another's bears its name.",
+            league_plots.league_heatmap(tables["agreement"], league),
+        )
+        if (league["forwards"] > 0).any():
+            yield (
+                "cost_front",
+                "What agreement costs",
+                "Price of a method in forward passes per picture against its agreement with zero ablation of other "
+                "pictures (pale: of the same). The line is the front of those that no cheaper method matches; dashed: "
+                "zero ablation of so few pictures that it costs the same.",
+                figure_of(league_plots.cost_front(league)),
+            )
+
+
+def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
+    """One or two figures for each check that was asked for."""
+
+    def has(name: str) -> bool:
+        return name in tables and len(tables[name]) > 0
+
+    if has("curves"):
+        yield (
+            "removal_curves",
+            "Removing heads in each method's order",
+            "Mean rise of the loss when heads leave one after the other, most important first and least important "
+            "first. A good order rises early on the left and late on the right.",
+            check_plots.removal_curves(tables["curves"]),
+        )
+    if has("knockout"):
+        yield (
+            "knockout",
+            "Where a head looks, and whether looking there matters",
+            "Effect of hiding one region from the CLS query of one head (dots: 95 % interval excludes 0), and the "
+            "share of the query's attention that was there.",
+            check_plots.knockout_table(tables["knockout"]),
+        )
+        yield (
+            "mass_against_knockout",
+            "Looking at a region against needing to",
+            "The same numbers head by head.",
+            check_plots.mass_against_knockout(tables["knockout"]),
+        )
+    if has("randomised"):
+        yield (
+            "randomised",
+            "Does a method notice that the model was never trained?",
+            "Rank correlation of each method's scores on redrawn, partly redrawn (from the last block down) and not "
+            "fine-tuned models with its own on the intact model, and with the truth of the intact model. A method that "
+            "reads what was learnt is near 0.",
+            check_plots.randomised_bars(tables["randomised"]),
+        )
+    if has("sensitivity"):
+        yield (
+            "sensitivity",
+            "What a ranking owes to its settings",
+            "Methods with half and twice the steps, and from other baselines.",
+            check_plots.sensitivity_heatmap(tables["sensitivity"]),
+        )
+    if has("planted"):
+        planted = tables["planted"]
+        ideals = {str(name): float(value) for name, value in zip(planted["statistic"], planted["ideal"], strict=True)}
+        yield (
+            "planted",
+            "Known answers",
+            "Each method on models whose answer was planted: a silenced head (its score should be 0), a head split "
+            "into two equal halves (their scores should be equal), heads in another order (scores should follow), and "
+            "a model wired by hand (the working head should come first).",
+            check_plots.planted_heatmap(planted, ideals=ideals),
+        )

@@ -1,0 +1,136 @@
+"""The sweeps truths are made of, against the ablations they stand for, and the mean context against a plain mean."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIG, tiny_model
+
+from analysis import truth_passes
+from analysis.companions import donor_images
+from analysis.models import OpenedModel, make_batch, preprocessed, with_companions
+from analysis.pictures import Pictures, PictureSource
+from analysis.settings import CompareSettings
+from analysis.truth_passes import chosen_truths, reference_context, sweep_forwards, truth_pass
+from attribution.ablation import counterfactual_ablation, mean_ablation, resample_ablation, zero_ablation
+from attribution.batch import MethodSettings
+from attribution.contexts import contexts
+from attribution.shapley import gate_shapley
+
+COUNT, REFERENCES = 5, 18  # more references than fit in one lot of 16
+ALL = ("zero", "mean", "resample", "counterfactual", "shapley")
+
+
+def picture_source():
+    rng = np.random.default_rng(0)
+    shape = (CONFIG.image_size, CONFIG.image_size, 3)
+    images, others, twins = (
+        rng.integers(0, 256, (count, *shape), dtype=np.uint8) for count in (COUNT, REFERENCES, COUNT)
+    )
+    labels = rng.normal(size=(COUNT, 3))
+    mean = others.mean(axis=0)
+
+    def draw(rows):
+        rows = list(rows)
+        return Pictures(images[rows], labels[rows], np.array(rows), None, None, mean)
+
+    return PictureSource(
+        COUNT,
+        draw,
+        {},
+        reference=lambda rows: others[list(rows)],
+        num_references=REFERENCES,
+        counterfactual=lambda rows: twins[list(rows)],
+    )
+
+
+@pytest.fixture
+def opened():
+    return OpenedModel(tiny_model("dinov2_lora"), "tiny", "0", is_control=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(truth_passes, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_every_truth_is_its_ablation(opened):
+    source, settings = picture_source(), CompareSettings(num_pictures=COUNT, seed=3, permutations=2, batch_size=2)
+    rows = [1, 3, 4]
+    bare = make_batch(opened, source.draw(rows))
+    batch = with_companions(opened, bare, source, 3, ["donor_pixel_values", "counterfactual_pixel_values"])
+    mean = contexts(opened.model, preprocessed(opened, source.reference(range(REFERENCES)))).mean(0)
+    expected = {
+        "zero": zero_ablation(opened.model, bare),
+        "mean": mean_ablation(opened.model, bare, mean),
+        "resample": resample_ablation(opened.model, batch),
+        "counterfactual": counterfactual_ablation(opened.model, batch),
+    }
+    found = {}
+    for kind in expected:
+        one = truth_pass(opened, source, settings, kind)
+        given = bare if not one.needs else with_companions(opened, bare, source, settings.seed, one.needs)
+        found[kind] = one.compute(given, [], 2)[f"ablation_{kind}"]
+        np.testing.assert_allclose(found[kind]["delta_loss"], expected[kind].delta_loss.numpy(), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(found[kind]["intact_loss"], expected[kind].intact_loss.numpy(), rtol=1e-12)
+        np.testing.assert_allclose(
+            found[kind]["delta_target_sq"], expected[kind].delta_target_sq.numpy(), rtol=1e-8, atol=1e-7
+        )
+    assert len({found[kind]["delta_loss"].tobytes() for kind in found}) == 4
+    shapley = truth_pass(opened, source, settings, "shapley")
+    dials = MethodSettings(seed=3, permutations=2)
+    np.testing.assert_allclose(
+        shapley.compute(bare, [], 2)["shapley"]["scores"], gate_shapley(opened.model, bare, dials).numpy(), atol=1e-12
+    )
+
+
+def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
+    source = picture_source()
+    expected = contexts(opened.model, preprocessed(opened, source.reference(range(REFERENCES)))).mean(0)
+    first = reference_context(opened, source)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-13)
+    [file] = own_cache.iterdir()
+    monkeypatch.setattr(truth_passes, "mean_context", lambda *_: pytest.fail("computed twice"))
+    assert torch.equal(reference_context(opened, source), first)
+    file.write_bytes(b"not whole")
+    monkeypatch.undo()
+    monkeypatch.setattr(truth_passes, "cache_folder", lambda: own_cache)
+    assert torch.equal(reference_context(opened, source), first)
+    other = OpenedModel(tiny_model("dinov2_lora", seed=1), "other", "1", is_control=True)
+    assert not torch.equal(reference_context(other, source), first)
+
+
+def test_which_truths_are_asked_for():
+    def chosen(has_counterfactual=True, **changes):
+        return chosen_truths(CompareSettings(**changes), has_counterfactual)
+
+    assert chosen() == ("zero", "mean", "counterfactual")
+    assert chosen(has_counterfactual=False) == ("zero", "mean")
+    assert chosen(methods=("all",)) == chosen(truths=("all",)) == ALL
+    assert chosen(methods=("all",), truths=("zero",)) == ("zero",)
+    assert chosen(truths=("shapley", "resample")) == ("zero", "resample", "shapley")
+    assert chosen(has_counterfactual=False, truths=("counterfactual",)) == (
+        "zero",
+        "counterfactual",
+    )
+    assert chosen(methods=("all",), estimate=5) == ("zero",)
+    with pytest.raises(ValueError, match="truths: unknown one, expected some of zero"):
+        chosen(truths=("one",))
+    with pytest.raises(ValueError, match="--estimate: expected --truths zero"):
+        chosen(truths=("mean",), estimate=5)
+
+
+def test_what_a_truth_depends_on_and_costs(opened):
+    source = picture_source()
+    settings = CompareSettings(num_pictures=COUNT, shapley_pictures=2, permutations=3)
+    passes = {kind: truth_pass(opened, source, settings, kind) for kind in ALL}
+    once = sweep_forwards(opened)
+    assert passes["zero"].forwards == pytest.approx(once)
+    assert passes["mean"].forwards == pytest.approx(once + REFERENCES / COUNT)
+    assert passes["resample"].forwards == pytest.approx(4 * (once + 1))
+    assert passes["counterfactual"].forwards == pytest.approx(once + 1)
+    assert passes["shapley"].rows == (0, 1)
+    assert passes["resample"].depends_on["ablation_resample"]["seed"] == settings.seed
+    assert "seed" not in passes["mean"].depends_on["ablation_mean"]
+    rng_free = donor_images(source, [0], 1)
+    assert not np.array_equal(rng_free, donor_images(source, [0], 2))
