@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.agreement import Floats, Ranking, rank_scores, spearman
-from analysis.intervals import ESTIMATORS, centred_interval, index_counts
+from analysis.agreement import Floats, Ranking, aggregated, resampled, spearman
+from analysis.intervals import centred_interval
 
 Indices = Callable[[int], NDArray[np.integer]]
 
@@ -46,33 +46,28 @@ def difference_table(
 
     ValueError where no method on trial has a ρ.
     """
-    own = {
-        name: correlation(found, truth, estimator) for name, found in scores.items() if name not in controls
-    }
+    own = {name: correlation(found, truth, estimator) for name, found in scores.items() if name not in controls}
     known = {name: value for name, value in own.items() if np.isfinite(value)}
     if not known:
         raise ValueError("differences: expected a method on trial whose scores differ between heads, got none")
     best = max(known, key=lambda name: known[name])
-    rankings: dict[tuple[str, int], Floats] = {}
-
-    def replicates(name: str, values: NDArray[np.floating], n: int) -> Floats:
-        return _replicates(_ranked(values[:n], indices(n), estimator), truth_ranking(n))
-
     truth_rankings: dict[int, Ranking] = {}
+    of_best: dict[int, Floats] = {}
 
-    def truth_ranking(n: int) -> Ranking:
+    def rho(name: str, n: int) -> Floats:
+        """ρ over the first n pictures, then in each resample of them."""
         if n not in truth_rankings:
-            truth_rankings[n] = _ranked(truth[:n], indices(n), estimator)
-        return truth_rankings[n]
+            truth_rankings[n] = resampled(truth[:n], indices(n), estimator)
+        return spearman(resampled(scores[name][:n], indices(n), estimator), truth_rankings[n])
 
     records = []
-    for name, found in scores.items():
+    for name in scores:
         if name == best:
             continue
-        n = min(len(found), len(scores[best]), len(truth))
-        if (best, n) not in rankings:
-            rankings[best, n] = replicates(best, scores[best], n)
-        gap = rankings[best, n] - replicates(name, found, n)
+        n = min(len(scores[name]), len(scores[best]), len(truth))
+        if n not in of_best:
+            of_best[n] = rho(best, n)
+        gap = of_best[n] - rho(name, n)
         low, high = centred_interval(gap[:1], gap[1:, None])
         records.append((name, best, gap[0], low[0], high[0], bootstrap_p(gap[0], gap[1:]), np.nan, n))
     table = pd.DataFrame(records, columns=list(COLUMNS))
@@ -84,7 +79,7 @@ def correlation(scores: NDArray[np.floating], truth: NDArray[np.floating], estim
     """Spearman's ρ over heads of scores and truth `[image layer head]` on the first pictures both have; may be NaN."""
     n = min(len(scores), len(truth))
     once = np.ones((1, n))
-    return float(spearman(_aggregated(scores[:n], once, estimator), _aggregated(truth[:n], once, estimator))[0])
+    return float(spearman(aggregated(scores[:n], once, estimator), aggregated(truth[:n], once, estimator))[0])
 
 
 def bootstrap_p(value: float, replicates: Floats) -> float:
@@ -109,14 +104,3 @@ def holm(p: Sequence[float] | Floats) -> Floats:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
-
-
-def _ranked(values: NDArray[np.floating], indices: NDArray[np.integer], estimator: str) -> Ranking:
-    """Rankings over all pictures (first row) and over each resample."""
-    counts = index_counts(indices, len(values))
-    return _aggregated(values, np.concatenate([np.ones((1, len(values))), counts]), estimator)
-
-
-def _aggregated(values: NDArray[np.floating], counts: Floats, estimator: str) -> Ranking:
-    columns = values.reshape(len(values), -1).astype(np.float64)
-    return rank_scores(ESTIMATORS[estimator](columns, counts).reshape(-1, *values.shape[1:]))

@@ -299,7 +299,9 @@ def name_all(
         for radius in (5, *range(10, 400, 8)):
             steps = np.column_stack([np.cos(angles), np.sin(angles)]) * (radius * scale + half * (1, 0.6))
             boxes = np.concatenate([centre + steps - half, centre + steps + half], axis=1)
-            inside = (boxes[:, :2] > frame.min + 2).all(axis=1) & (boxes[:, 2:] < frame.max - 2).all(axis=1)
+            inside = (boxes[:, :2] > np.add(frame.min, 2)).all(axis=1) & (boxes[:, 2:] < np.subtract(frame.max, 2)).all(
+                axis=1
+            )
             apart = (boxes[:, None, :2] >= taken[None, :, 2:]) | (boxes[:, None, 2:] <= taken[None, :, :2])
             free = np.flatnonzero(inside & np.any(apart, axis=2).all(axis=1))
             if len(free):

@@ -87,8 +87,8 @@ def scorecard_table(
 ) -> pd.DataFrame:
     """One row a head: effects with intervals, every method's score and rank, IoU with the regions, and more columns.
 
-    The first of ``truths`` is the primary one. Shapley values and methods that cover the first pictures alone are means
-    over those; how many stands in ``shapley_n``, and for methods in head_scores. ``localization`` holds the rows of the
+    The first of ``truths`` is the primary one. What covers the first pictures alone is a mean over those; how many
+    stands in ``<truth>_n`` and ``shapley_n``, and for methods in head_scores. ``localization`` holds the rows of the
     CLS query; ``head_columns`` are further ``[image layer head]`` arrays whose mean becomes a column.
     """
     num_images, num_layers, num_heads = truths[0].delta_loss.shape
@@ -96,6 +96,8 @@ def scorecard_table(
     columns: dict[str, NDArray] = {"layer": layer, "head": head}
     for truth in truths:
         columns |= _effect_columns(truth, target_names, target_units, indices(len(truth.delta_loss)))
+        if len(truth.delta_loss) < num_images:
+            columns[f"{truth.name}_n"] = np.full(layer.size, len(truth.delta_loss))
     if shapley is not None:
         columns |= _with_interval("shapley_var_pct", interval_over_images(100 * shapley, indices(len(shapley))))
         columns["shapley_n"] = np.full(layer.size, len(shapley))

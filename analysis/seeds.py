@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from analysis.agreement import agreement_table, kendall, rank_scores, spearman
+from analysis.agreement import Ranking, agreement_table, kendall, rank_scores, spearman
 from analysis.artists import CONTROLS, head_grid, save_figure
 from analysis.intervals import (
     ESTIMATORS,
@@ -117,7 +116,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         raise ValueError(f"expected 2 pictures and 2 layers, got {first.shape[0]} and {first.shape[1]}")
     for names in ([run.model for run in runs], [run.folder.resolve().name for run in runs]):
         if len({*names, EVERY}) == len(runs) + 1:
-            return [Run(run.folder, name, run.record, run.effects, run.agreement) for run, name in zip(runs, names)]  # noqa: B905
+            return [replace(run, model=name) for run, name in zip(runs, names, strict=True)]
     raise ValueError("expected runs whose models or whose folders have different names")
 
 
@@ -223,9 +222,8 @@ def method_order_table(runs: Sequence[Run], methods: pd.DataFrame, indices: NDAr
             if len(both) >= 2:
                 points = [np.array([[of[one.model, name] for name in both]]) for one in (a, b)]
                 row["value"] = _order_agreement(*points)[0]
-                resampled = [known[one.model].get((truth, name)) for one in (a, b) for name in both]
-                if all(found is not None for found in resampled):
-                    x, y = np.split(np.stack(resampled, axis=1), 2, axis=1)
+                if all((truth, name) in known[one.model] for one in (a, b) for name in both):
+                    x, y = (np.stack([known[one.model][truth, name] for name in both], axis=1) for one in (a, b))
                     found = _order_agreement(x[1:], y[1:])
                     low, high = centred_interval(np.array([row["value"]]), found[:, None])
                     row |= {"ci_low": max(low[0], -1.0), "ci_high": min(high[0], 1.0)}
@@ -234,7 +232,9 @@ def method_order_table(runs: Sequence[Run], methods: pd.DataFrame, indices: NDAr
 
 
 def _order_agreement(a: Floats, b: Floats) -> Floats:
-    return kendall(rank_scores(a[:, None]), rank_scores(b[:, None]))
+    # Rounded, as ties are not to hang on the last digit.
+    x, y = (rank_scores(np.round(values, 12)[:, None]) for values in (a, b))
+    return kendall(x, y)
 
 
 def _resampled(run: Run, methods: pd.DataFrame, counts: Floats) -> dict[tuple[str, str], Floats]:
@@ -243,7 +243,8 @@ def _resampled(run: Run, methods: pd.DataFrame, counts: Floats) -> dict[tuple[st
     A method on the first pictures alone meets the truth on those; a resample holds those of them that it drew.
     """
     found: dict[tuple[str, str], Floats] = {}
-    for (name, count), rows in methods.groupby(["method", "n"], sort=False):
+    for name, count in dict.fromkeys(zip(methods["method"].map(str), methods["n"].map(int), strict=True)):
+        rows = methods[(methods["method"] == name) & (methods["n"] == count)]
         path = run.folder / "scores" / f"{name}.safetensors"
         scores = read_scores(path)[0].get("scores") if name in METHODS and path.is_file() else None
         if scores is None or scores.shape != (count, *run.shape[1:]):
@@ -257,7 +258,239 @@ def _resampled(run: Run, methods: pd.DataFrame, counts: Floats) -> dict[tuple[st
     return found
 
 
-def _ranked(scores: Floats, counts: Floats) -> Any:
+def _ranked(scores: Floats, counts: Floats) -> Ranking:
     columns = scores.reshape(len(scores), -1)
     means = ESTIMATORS["mean"](columns, counts[:, : len(scores)])
     return rank_scores(means.reshape(-1, *scores.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which layers the statements speak of, as slices, and their names."""
+
+    first_quarter: slice
+    last_quarter: slice
+    second_half: slice
+
+    @staticmethod
+    def of(num_layers: int) -> Parts:
+        """Quarters are rounded down, but a layer at least; the second half begins at layer num_layers // 2."""
+        quarter = max(1, num_layers // 4)
+        return Parts(slice(0, quarter), slice(num_layers - quarter, num_layers), slice(num_layers // 2, num_layers))
+
+    @staticmethod
+    def name(part: slice) -> str:
+        return f"L{part.start}" if part.stop - part.start == 1 else f"L{part.start}-L{part.stop - 1}"
+
+
+def statement_texts(num_layers: int) -> dict[str, str]:
+    """What each statement says and when it holds, by name."""
+    parts = Parts.of(num_layers)
+    first, last, second = map(Parts.name, (parts.first_quarter, parts.last_quarter, parts.second_half))
+    above = "its 95 % interval is above 0"
+    return {
+        "last_above_first_quarter": f"mean effect of {last} minus that of {first}; holds if {above}",
+        "second_half_to_first_quarter": f"mean effect of {second} over that of {first}; "
+        f"no interval where that of {first} reaches 0",
+        "effect_rises_with_depth": f"Spearman of mean effect and depth over layers; holds if {above}",
+        "largest_layer": "layer with the largest mean effect; holds if it is the same in every model",
+        "first_quarter_share": f"share of {first} in the sum of the positive mean effects of heads",
+    }
+
+
+def statements_table(runs: Sequence[Run], indices: NDArray[np.integer]) -> pd.DataFrame:
+    """``statements``: each statement of :func:`statement_texts` in every model, then whether it holds in all of them.
+
+    The effect of a layer is that of ``layers_by_seed``, under each estimator; differences and ratios of them have
+    intervals over pictures, each resample used for all layers. ``holds`` is empty for what is only a number.
+    """
+    rows: list[dict[str, Any]] = []
+    texts = statement_texts(runs[0].shape[1])
+    for truth in shared_truths(runs):
+        for estimator in ESTIMATORS:
+            found = {run.model: _statements(run.effects[truth], estimator, indices) for run in runs}
+            for name, text in texts.items():
+                of = {"statement": name, "truth": truth, "estimator": estimator}
+                numbers = {model: statements[name] for model, statements in found.items()}
+                tested = name in ("last_above_first_quarter", "effect_rises_with_depth")
+                for model, (value, low, high) in numbers.items():
+                    holds = bool(low > 0) if tested else None
+                    row = {"model": model, "value": value, "ci_low": low, "ci_high": high, "holds": holds}
+                    rows.append(of | row | {"n": runs[0].shape[0], "text": text})
+                values = {value for value, _, _ in numbers.values()}
+                every = all(low > 0 for _, low, _ in numbers.values()) if tested else None
+                if name == "largest_layer":
+                    every = len(values) == 1
+                value = values.pop() if name == "largest_layer" and every else np.nan
+                row = {"model": EVERY, "value": value, "ci_low": np.nan, "ci_high": np.nan, "holds": every}
+                rows.append(of | row | {"n": runs[0].shape[0], "text": text})
+    return pd.DataFrame(rows).astype({"holds": object})
+
+
+def _statements(effects: Floats, estimator: str, indices: NDArray[np.integer]) -> dict[str, tuple[float, float, float]]:
+    """Value and 95 % limits of each statement from effects [image layer head] of one model."""
+    num_images, num_layers, num_heads = effects.shape
+    parts, function = Parts.of(num_layers), ESTIMATORS[estimator]
+    counts = np.concatenate([np.ones((1, num_images)), index_counts(indices, num_images), all_but_one(num_images)])
+    layers = function(effects.mean(axis=2), counts)  # [row layer]
+    positive = np.maximum(function(effects.reshape(num_images, -1), counts), 0).reshape(-1, num_layers, num_heads)
+    first, last, second = (
+        layers[:, part].mean(axis=1) for part in (parts.first_quarter, parts.last_quarter, parts.second_half)
+    )
+    depth = rank_scores(np.arange(num_layers, dtype=np.float64)[None, None])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(first > 0, second / first, np.nan)
+        share = positive[:, parts.first_quarter].sum(axis=(1, 2)) / positive.sum(axis=(1, 2))
+    # A ratio to what may be nothing is bounded by nothing.
+    ratio_limits = _bca(ratio, len(indices)) if _bca(first, len(indices))[1] > 0 else (ratio[0], np.nan, np.nan)
+    largest = layers.argmax(axis=1)[: 1 + len(indices)].astype(np.float64)
+    in_order = np.sort(largest[1:])  # limits are layers that were drawn, the outer ones where 95 % ends between two
+    cut = 0.025 * (len(in_order) - 1)
+    layer_limits = in_order[int(cut)], in_order[len(in_order) - 1 - int(cut)]
+    return {
+        "last_above_first_quarter": _bca(last - first, len(indices)),
+        "second_half_to_first_quarter": (float(ratio_limits[0]), ratio_limits[1], ratio_limits[2]),
+        "effect_rises_with_depth": _centred(spearman(rank_scores(layers[:, None]), depth), len(indices), -1.0),
+        "largest_layer": (float(largest[0]), float(layer_limits[0]), float(layer_limits[1])),
+        # Noise has a positive part, so resamples lie above the value where true effects are small.
+        "first_quarter_share": _centred(share, len(indices), 0.0),
+    }
+
+
+def _bca(rows: Floats, num_replicates: int) -> tuple[float, float, float]:
+    """Value and BCa limits from rows: the value, the replicates, the jackknife."""
+    point, replicates, jackknife = np.split(rows[:, None], [1, 1 + num_replicates])
+    low, high = bca_interval(replicates, point[0], jackknife)
+    return float(point[0, 0]), float(low[0]), float(high[0])
+
+
+def _centred(rows: Floats, num_replicates: int, least: float) -> tuple[float, float, float]:
+    """Value and centred limits, cut at ``least`` and 1, from rows: the value, the replicates, others."""
+    point, replicates, _ = np.split(rows[:, None], [1, 1 + num_replicates])
+    low, high = np.clip(centred_interval(point[0], replicates), least, 1.0)[:, 0]
+    return float(point[0, 0]), float(low), float(high)
+
+
+def short_answer(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What the tables say of means of zero ablation, in lines."""
+    num_images, num_layers, num_heads = runs[0].shape
+    lines = [
+        f"{len(runs)} models ({', '.join(run.model for run in runs)}), {num_layers} layers of {num_heads} heads, the "
+        f"same {num_images} pictures; zero ablation, means, in % of the label variance."
+    ]
+    statements = tables["statements"]
+    statements = statements[(statements["truth"] == TRUTHS[0]) & (statements["estimator"] == "mean")]
+    for name, text in statement_texts(num_layers).items():
+        rows = statements[statements["statement"] == name].set_index("model")
+        shown = ", ".join(
+            f"{model} {row['value']:.3g} ({row['ci_low']:.3g} to {row['ci_high']:.3g})"
+            for model, row in rows.drop(index=EVERY).iterrows()
+        ).replace("nan to nan", "no interval")
+        every = rows["holds"].get(EVERY)
+        verdict = "" if every is None else f" In every model: {'yes' if every else 'no'}."
+        lines.append(f"{text[0].upper()}{text[1:]}: {shown}.{verdict}")
+    heads = tables["seed_agreement"]
+    for _, row in heads[
+        (heads["truth"] == TRUTHS[0]) & (heads["estimator"] == "mean") & (heads["statistic"] == "spearman")
+    ].iterrows():
+        lines.append(
+            f"Heads of {row['model_a']} and {row['model_b']}: Spearman {row['value']:.2f} ({row['ci_low']:.2f} to "
+            f"{row['ci_high']:.2f}); on different pictures {row['value_cross']:.2f}, at most "
+            f"{row['noise_ceiling']:.2f} with this noise."
+        )
+    orders = tables["method_order_by_seed"]
+    for _, row in orders[orders["truth"] == TRUTHS[0]].dropna(subset=["value"]).iterrows():
+        limits = "" if np.isnan(row["ci_low"]) else f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})"
+        lines.append(
+            f"Order of {row['num_methods']} methods in {row['model_a']} and {row['model_b']}: Kendall "
+            f"{row['value']:.2f}{limits}."
+        )
+    partial = sorted({truth for run in runs for truth in run.effects} - set(shared_truths(runs)))
+    if partial:
+        lines.append(f"Not in every run, so not compared: {', '.join(partial)}.")
+    controls = [run.model for run in runs if run.record["model"].get("control")]
+    if controls:
+        lines.append(f"CONTROL RUNS, random weights, whose heads mean nothing: {', '.join(controls)}.")
+    caution = indicative(num_images)
+    return lines + ([f"{caution[0].upper()}{caution[1:]}."] if caution else [])
+
+
+def compare_seeds(runs: Sequence[Run], replicates: int = 2000, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """Every table, by file name."""
+    indices = bootstrap_indices(runs[0].shape[0], replicates, seed=seed)
+    methods = methods_table(runs)
+    return {
+        "layers_by_seed": layers_table(runs, indices),
+        "methods_by_seed": methods,
+        "heads_by_seed": heads_table(runs),
+        "seed_agreement": seed_agreement_table(runs, indices, seed),
+        "method_order_by_seed": method_order_table(runs, methods, indices),
+        "statements": statements_table(runs, indices),
+    }
+
+
+def write_figures(folder: Path, runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> None:
+    """``figures/seeds_<truth>.png`` and ``.svg`` for every truth that all runs have, effects and methods alike."""
+    from analysis.check_plots import seeds_side_by_side
+
+    layers, methods = tables["layers_by_seed"], tables["methods_by_seed"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for truth in shared_truths(runs):
+        if truth in set(methods["truth"]):
+            figure = seeds_side_by_side(layers[layers["estimator"] == "mean"], methods, truth=truth)
+            save_figure(figure, folder / f"seeds_{truth}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (0 done, 2 bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="finished runs of analysis.compare")
+    parser.add_argument("--output-dir", type=Path, default=Path("results/seeds"))
+    parser.add_argument("--bootstrap-replicates", type=int, default=2000, help="resamples behind every interval")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    options = parser.parse_args(argv)
+    folder: Path = options.output_dir
+    try:
+        runs = read_runs(options.runs)
+        if (folder / "head_scorecard.csv").exists():
+            raise ValueError(f"--output-dir {folder}: the folder of a run, expected another")
+        tables = compare_seeds(runs, options.bootstrap_replicates, options.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)  # comes back last: without it a folder is not finished
+        for name, table in tables.items():
+            write_table(table, folder / f"{name}.csv")
+        write_figures(folder / "figures", runs, tables)
+        record = _manifest(runs, {"bootstrap_replicates": options.bootstrap_replicates, "seed": options.seed})
+        write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print("\n".join([*short_answer(runs, tables), f"All of it: {folder}"]))
+    return 0
+
+
+def _manifest(runs: Sequence[Run], settings: dict[str, int]) -> dict[str, Any]:
+    return {
+        "runs": [
+            {
+                "model": run.model,
+                "folder": run.folder.resolve().name,
+                "name": run.record["model"]["name"],
+                "weights_sha256": run.record["model"]["weights_sha256"],
+                "truths": list(run.effects),
+                "git": run.record.get("git", {}),
+            }
+            for run in runs
+        ],
+        "data": runs[0].record["data"],
+        "pictures": runs[0].shape[0],
+        "settings": settings,
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

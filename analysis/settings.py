@@ -28,8 +28,9 @@ class CompareSettings:
 
     ``truths``: what removes a head (zero, mean, resample, counterfactual, shapley), and ``checks``, further trials of
     the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods: all``. What
-    is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``shapley_pictures``,
-    ``curve_pictures`` for removal in each method's order, ``check_pictures`` for the other checks.
+    is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
+    ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order and for knock-out,
+    ``check_pictures`` for the other checks.
     """
 
     output_dir: str | None = None
@@ -43,6 +44,7 @@ class CompareSettings:
     pixel_steps: int = 8
     estimate: int | None = None
     path_pictures: int = 32
+    resample_pictures: int = 128
     shapley_pictures: int = 16
     curve_pictures: int = 32
     check_pictures: int = 16
@@ -55,9 +57,8 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "pixel_steps": 1, "batch_size": 1, "bootstrap_replicates": 10, "num_permutations": 10}
-        at_least |= {"path_pictures": 2, "shapley_pictures": 2, "curve_pictures": 2, "check_pictures": 2}
-        at_least |= {"permutations": 1}
-        for name, least in {**at_least, "num_pictures": 2, "seed": 0}.items():
+        at_least |= {name: 2 for name in vars(self) if name.endswith("_pictures")} | {"permutations": 1}
+        for name, least in {**at_least, "seed": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")

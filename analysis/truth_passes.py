@@ -117,7 +117,8 @@ def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSett
     if kind == "resample":
         depends_on |= {"seed": settings.seed, "donors": NUM_DONORS}
         compute = of(lambda batch, size: resample_ablation(opened.model, batch, batch_size=size))
-        return Pass(name, {name: depends_on}, compute, NUM_DONORS * (once + 1), needs=("donor_pixel_values",))
+        rows = first_rows(settings.resample_pictures, source.count)
+        return Pass(name, {name: depends_on}, compute, NUM_DONORS * (once + 1), rows, ("donor_pixel_values",))
     if kind == "counterfactual":
         compute = of(lambda batch, size: counterfactual_ablation(opened.model, batch, batch_size=size))
         return Pass(name, {name: depends_on}, compute, once + 1, needs=("counterfactual_pixel_values",))

@@ -138,7 +138,8 @@ METHODS: dict[str, Method] = by_name(
         layer_ig,
         "layers",
         "1703.01365",
-        # Two more passes give what enters the blocks, and their contexts; the one baseline picture is not counted.
+        # Two more passes give what enters the blocks, and their contexts. Not counted: the one baseline picture, and
+        # the one picture by which `attribution.prefix` sees that passes may start at a block.
         forwards=lambda settings, layers, targets: 2 + _block_passes(settings, layers),
         backwards=lambda settings, layers, targets: _block_passes(settings, layers),
         default=False,

@@ -7,7 +7,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerGradientXActiv
 from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_batch, tiny_model
 
 from attribution.ablation import zero_ablation
-from attribution.batch import MethodSettings
+from attribution.batch import Batch, MethodSettings
 from attribution.gates import (
     composed_loss_change,
     gate_ig,
@@ -16,13 +16,14 @@ from attribution.gates import (
     gate_ixg,
     gate_ixg_out,
     gate_saliency,
+    gate_saliency_out,
     gated_loss,
     gauss_legendre,
 )
 from attribution.vit import gated, loss_per_image, output_projections
 
 SETTINGS = MethodSettings()
-ALL = (gate_saliency, gate_ixg, gate_ixg_out, gate_ig, gate_ig_out)
+ALL = (gate_saliency, gate_saliency_out, gate_ixg, gate_ixg_out, gate_ig, gate_ig_out)
 
 
 def gated_outputs(model):
@@ -148,6 +149,34 @@ def test_out_forms_compose_captums_attributions_of_the_outputs(kind):
         torch.testing.assert_close(got, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
 
 
+def test_saliency_out_is_the_finite_difference_of_the_outputs_squared_and_knows_no_labels():
+    model = tiny_model("dinov2_lora")
+    batch = tiny_batch(model)
+    outputs, step = gated_outputs(model), 1e-5
+    expected = np.zeros((4, 6))
+    for head in range(6):
+        gates = torch.ones(2, 4, 6, dtype=torch.float64)
+        gates[0, :, head] += step
+        gates[1, :, head] -= step
+        up, down = (outputs(row, batch.pixel_values).numpy() for row in gates)
+        for image, target in np.ndindex(4, 3):
+            expected[image, head] += ((up - down)[image, target] / (2 * step)) ** 2 / 3
+    got = gate_saliency_out(model, batch, SETTINGS)
+    np.testing.assert_allclose(got.flatten(1).numpy(), expected, rtol=0, atol=1e-6 * expected.max())
+    assert bool((got >= 0).all())
+    others = Batch(batch.pixel_values, batch.labels + 3, batch.indices, batch.baseline_pixel_values)
+    torch.testing.assert_close(gate_saliency_out(model, others, SETTINGS), got, atol=0, rtol=0)
+
+
+def test_saliency_out_is_the_out_form_where_labels_are_the_predictions():
+    model = tiny_model("registers")
+    batch = tiny_batch(model)
+    fitted = Batch(batch.pixel_values, model(batch.pixel_values), batch.indices, batch.baseline_pixel_values)
+    expected = gate_ixg_out(model, fitted, SETTINGS)
+    got = gate_saliency_out(model, batch, SETTINGS)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10 * float(expected.max()))
+
+
 def test_out_form_sees_what_the_gradient_of_the_loss_misses():
     model = planted_model()
     batch = planted_batch(model)
@@ -155,7 +184,7 @@ def test_out_form_sees_what_the_gradient_of_the_loss_misses():
     truth = zero_ablation(model, fitted).delta_loss[:, *PLANTED_HEAD]
     assert float(gate_ixg(model, fitted, SETTINGS).abs().max()) < 1e-12
     assert bool((truth > 1e-3).all())
-    for function in (gate_ixg_out, gate_ig_out):
+    for function in (gate_ixg_out, gate_saliency_out, gate_ig_out):
         scores = function(model, fitted, SETTINGS)[:, *PLANTED_HEAD]
         torch.testing.assert_close(scores, truth, rtol=0.2, atol=0)
 

@@ -212,6 +212,11 @@ def test_cost_front_names_every_method_and_no_name_touches_another_or_a_point(se
     for column in ("value_cross", "spearman"):
         points = ax.transData.transform(np.column_stack([cost, league[column]]))
         assert not any(box.contains(*point) for box in boxes for point in points)
+    drawn = [line for line in ax.lines if line.get_label() in ("best for its price", "ablation at that price")]
+    assert len(drawn) == 2
+    for line in drawn:  # a name that a line crosses reads as struck out
+        path = line.get_transform().transform_path(line.get_path())
+        assert not any(path.intersects_bbox(box, filled=False) for box in boxes if line.get_linestyle() == "--")
 
 
 def test_cost_front_counts_what_it_cannot_place(tables):

@@ -102,8 +102,11 @@ FACTORIES = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", FACTORIES)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    # Path methods know no tokens: what registers could break is not in them.
+    [(kind, name) for kind in FACTORIES for name in METHODS if kind != "registers" or not METHODS[name].is_path],
+)
 def test_every_method_keeps_the_promises(kind, name):
     if (kind, name) == ("fused", "value_norm"):  # knows no such blocks, and says so
         with pytest.raises(AssertionError, match="value_norm: FusedBackbone is not known to be made of blocks of"):
@@ -506,7 +509,9 @@ def test_layer_ig_is_counted_in_equivalents_of_full_passes(name, targets):
     METHODS[name].function(model, batch, SETTINGS)
     for handle in handles:
         handle.remove()
-    full_passes = (sum(rows) / 3 - 1) / 4  # without the baseline picture's pass; 3 blocks, 4 pictures
+    # 3 blocks, 4 pictures; without the baseline picture, and one picture passed whole and from the last block on, which
+    # shows that passes may start at a block.
+    full_passes = ((sum(rows) - 3 - 4) / 3) / 4
     forwards, backwards = cost(METHODS[name], SETTINGS, num_layers=3, num_targets=3)
     assert forwards - 1 < full_passes <= forwards and backwards == targets * (forwards - 2)
 

@@ -6,7 +6,7 @@ import torch
 from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_batch, tiny_model
 
 from attribution.batch import MethodSettings
-from attribution.rollout import chefer, chefer_map, rollout, rollout_drop, transition
+from attribution.rollout import attention_ixg, chefer, chefer_map, rollout, rollout_drop, transition
 from attribution.vit import attention_modules, head_layout, loss_per_image, output_projections
 
 SETTINGS = MethodSettings()
@@ -123,6 +123,17 @@ def test_chefer_is_the_closed_form_of_the_gradient(kind):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * expected.max())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_ixg_is_the_closed_form_of_the_gradient_with_both_signs(kind):
+    model = tiny_model(kind)
+    batch = tiny_batch(model, 3)
+    expected = products_in_closed_form(model, batch).sum((-2, -1))  # of −ℓ
+    got = attention_ixg(model, batch, MethodSettings(internal_batch_size=2)).numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert (got < 0).any() and (got > 0).any()
+    assert (got <= chefer(model, batch, SETTINGS).numpy() + 1e-9 * np.abs(expected).max()).all()
+
+
 @pytest.mark.parametrize("target", [None, 0, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chefer_map_is_the_slow_loop(kind, target):
@@ -158,10 +169,10 @@ def test_refusals():
         with pytest.raises(ValueError, match=words):
             call()
     model.set_attn_implementation("sdpa")
-    for function in (rollout, rollout_drop, chefer, chefer_map):
+    for function in (rollout, rollout_drop, chefer, chefer_map, attention_ixg):
         with pytest.raises(ValueError, match="gives no weights"):
             function(model, batch, SETTINGS)
     model.train()
-    for function in (rollout, rollout_drop, chefer, chefer_map):
+    for function in (rollout, rollout_drop, chefer, chefer_map, attention_ixg):
         with pytest.raises(ValueError, match="eval mode"):
             function(model, batch, SETTINGS)

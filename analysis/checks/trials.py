@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.checks import curves, infidelity, knockout, pixel_targets, planted, randomised, sensitivity
 from analysis.checks.evidence import Evidence, Head, Orders
+from analysis.curve_areas import head_order
 from analysis.models import OpenedModel
 from analysis.passes import Pass
 from analysis.pictures import PictureSource
@@ -69,13 +70,7 @@ def check_passes(
 
 def orders_of(scores: Mapping[str, NDArray[np.float64]], seed: int) -> dict[str, tuple[Head, ...]]:
     """Heads by mean score `[image layer head]`, highest first; ties in an order drawn from the seed."""
-    return {name: _order(found.mean(axis=0), seed) for name, found in scores.items()}
-
-
-def _order(mean: NDArray[np.float64], seed: int) -> tuple[Head, ...]:
-    shuffled = np.random.default_rng([seed, 11]).permutation(mean.size)
-    places = shuffled[np.argsort(-mean.ravel()[shuffled], kind="stable")]
-    return tuple((int(place) // mean.shape[1], int(place) % mean.shape[1]) for place in places)
+    return {name: head_order(found.mean(axis=0), seed) for name, found in scores.items()}
 
 
 def check_tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
