@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "output_dir": "folder of the run (default: results/<model>-<data>-<pictures>)",
         "model": "bundled (default), tiny-random (a control), or a folder written by attribution.finetune",
         "data": "default, published, or a folder with metadata.csv",
-        "methods": "names, comma-separated; default, all; see --list-methods",
+        "methods": "names, comma-separated; default, all; -name leaves one out; see --list-methods",
         "truths": "zero, mean, resample, counterfactual, shapley; default (the first two and the fourth), all",
         "checks": "further trials: curves, knockout, randomised, sensitivity, infidelity, planted; default (none), all",
         "num_pictures": "pictures to explain (default: 16)",

@@ -57,18 +57,19 @@ class Pass:
 
 
 def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS) -> dict[str, Method]:
-    """Methods by name; ``default`` stands for those that run unless methods are named, ``all`` for every one.
+    """Methods by name; ``default`` stands for those that run unless methods are named, ``all`` for every one, ``-name``
+    leaves one out.
 
     Raises ValueError for a name that neither table of methods has.
     """
     known = {*METHODS, *PIXEL_METHODS, "default", "all"}
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name.removeprefix("-") not in known]
     if unknown:
         raise ValueError(f"methods: unknown {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
     return {
         name: method
         for name, method in table.items()
-        if name in names or "all" in names or ("default" in names and method.default)
+        if (name in names or "all" in names or ("default" in names and method.default)) and f"-{name}" not in names
     }
 
 

@@ -77,7 +77,7 @@ def run_tables(
     pixel_methods = chosen_methods(settings.methods, PIXEL_METHODS)
     if survey.masks is not None and explained.pixel_maps:
         pixel_maps = dict(explained.pixel_maps)
-        if source.occupancy is not None and "all" in settings.methods:
+        if source.occupancy is not None and any(method.family == "control" for method in pixel_methods.values()):
             pixel_methods |= {OCCUPANCY.name: OCCUPANCY}
             pixel_maps[OCCUPANCY.name] = _occupancy(source.occupancy(), len(survey), layout)
         tables["pixel_localization"] = _pixel_localization(pixel_maps, survey.masks, indices, layout)

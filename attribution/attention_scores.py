@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
-from attribution.heads import PICTURES_PER_PASS, by_attention, contexts, map_arrays, over_patches
+from attribution.contexts import contexts
+from attribution.heads import PICTURES_PER_PASS, by_attention, map_arrays, over_patches
 from attribution.prefix import block_list
 from attribution.vit import HeadLayout, ViTRegressor, output_projections, require_eval, unwrapped
 

@@ -1,4 +1,4 @@
-"""What the heads attend to: attention maps, their summaries, and the heads' contexts.
+"""What the heads attend to: attention maps and their summaries.
 
 Takes a model in eval mode with eager attention and preprocessed pictures; gives maps `[image layer head row col]` and
 numbers `[image layer head]`. Whatever needs nothing but attention weights can share one forward pass
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contexts import contexts  # noqa: F401
 from attribution.vit import (
     HeadLayout,
     ViTRegressor,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
-from attribution.heads import contexts
+from attribution.contexts import contexts
 from attribution.vit import ViTRegressor, require_eval
 
 

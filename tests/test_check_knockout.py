@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import trim_mean
 from test_check_randomised import batch_of, computed, evidence_of, source_of, tiny_opened
 
 from analysis.checks import knockout
@@ -132,3 +133,15 @@ def test_the_pass_takes_the_first_pictures_whatever_goes_together(opened, source
         np.testing.assert_allclose(values, together[name], rtol=1e-9, atol=1e-12)
     again = computed(opened, source, SETTINGS, [one])[one.name]
     np.testing.assert_array_equal(again["mass"], evidence.read(one.name)["mass"])
+
+
+def test_trimmed_means_leave_out_the_ends(evidence):
+    rng = np.random.default_rng(1)
+    effects, removed = rng.standard_t(2, (12, 3, 3, 2)), rng.normal(size=(12, 3, 2))
+    truth = replace(evidence.truth, delta_loss=removed)
+    found = {"delta_loss": effects, "mass": np.abs(effects)}
+    table = knockout.table(replace(evidence, truth=truth, read=lambda _: found))
+    for line in table.itertuples():
+        column = effects[:, knockout.REGIONS.index(line.region), line.layer, line.head]
+        assert line.effect_var_pct_trimmed == pytest.approx(100 * trim_mean(column, 0.1), abs=1e-9)
+        assert abs(line.effect_var_pct_trimmed - line.effect_var_pct) > 1e-6 and line.n == 12

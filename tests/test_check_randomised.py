@@ -214,7 +214,9 @@ def test_a_method_without_scores_on_a_copy_has_none_there_alone(opened, source, 
             spearmanr(np.arange(6), truth).statistic
         )
 
-    monkeypatch.setitem(METHODS, "alive", Method("alive", lambda *args: alive_at_home(*args) * (args[0] is opened.model)))
+    monkeypatch.setitem(
+        METHODS, "alive", Method("alive", lambda *args: alive_at_home(*args) * (args[0] is opened.model))
+    )
     table = randomised.table(evidence_of(randomised, opened, source, settings)).set_index(["method", "model"])
     lost = table.loc[[("alive", model) for model in COPIES]]
     assert (lost["n"] == 0).all() and lost.drop(columns="n").isna().all(axis=None)

@@ -7,6 +7,7 @@ from tiny_models import KINDS, PLANTED_HEAD, planted_batch, planted_model, tiny_
 from torch import nn
 
 from attribution.batch import Batch, MethodSettings
+from attribution.contexts import contexts
 from attribution.contract import check_method
 from attribution.deep_lift import (
     deep_lift_completeness,
@@ -14,7 +15,6 @@ from attribution.deep_lift import (
     layer_deep_lift,
     layer_deep_lift_out,
 )
-from attribution.heads import contexts
 from attribution.prefix import block_list
 from attribution.state import model_state
 from attribution.vit import attention_modules, loss_per_image, output_projections

@@ -8,7 +8,8 @@ import torch
 from tiny_models import KINDS, planted_batch, planted_model, tiny_batch, tiny_model
 
 from attribution.batch import MethodSettings
-from attribution.heads import attention_maps, attentions, cls_mass, contexts
+from attribution.contexts import contexts
+from attribution.heads import attention_maps, attentions, cls_mass
 from attribution.state import model_state
 from attribution.vit import attention_modules, head_layout
 

@@ -11,9 +11,9 @@ from tiny_models import CONFIG, KINDS, PLANTED_HEAD, planted_batch, planted_mode
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch, MethodSettings
 from attribution.catalogue import LEFT_OUT, describe
+from attribution.contexts import contexts
 from attribution.contract import check_method, rotate_head_bases, tiny_regressor
 from attribution.gates import gate_ixg
-from attribution.heads import contexts
 from attribution.method import Method, cost
 from attribution.methods import METHODS, PIXEL_METHODS, run_method, run_pixel_method
 from attribution.pixel_methods import NUM_PATCHES

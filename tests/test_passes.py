@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_models import tiny_batch, tiny_model
 
-from analysis import passes
 from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel
 from analysis.passes import (
@@ -278,6 +277,10 @@ def test_methods_are_chosen_by_name_and_dials_come_from_the_settings():
     assert list(chosen_methods(("chefer", "gate_ixg"))) == ["gate_ixg", "chefer"]
     assert list(chosen_methods(("chefer", "gate_ixg"), PIXEL_METHODS)) == ["chefer"]
     assert set(chosen_methods(("default", "layer_ig"))) == {*chosen_methods(("default",)), "layer_ig"}
+    assert "layer_ig" in chosen_methods(("all",)) and "layer_ig" not in chosen_methods(("all", "-layer_ig"))
+    assert set(chosen_methods(("all", "-layer_ig"))) == {*METHODS} - {"layer_ig"}
+    with pytest.raises(ValueError, match="methods: unknown -magic, "):
+        chosen_methods(("all", "-magic"))
     with pytest.raises(ValueError, match="methods: unknown magic, expected some of all, "):
         chosen_methods(("magic", "all"))
     dials = method_settings(replace(SETTINGS, seed=4, batch_size=9))

@@ -7,6 +7,7 @@ from captum.attr import LayerGradCam, Occlusion
 from tiny_models import KINDS, tiny_batch, tiny_model
 from torch import nn
 
+from attribution.all_scalars import maps_of_all_scalars
 from attribution.batch import Batch, MethodSettings
 from attribution.method import Method
 from attribution.methods import PIXEL_METHODS, read_attention_methods, run_pixel_method
@@ -14,7 +15,6 @@ from attribution.prefix import prefix_states, starting_at
 from attribution.relevance_maps import (
     gradient_rollout,
     layer_grad_cam,
-    maps_of_all_scalars,
     occlusion,
     occlusion_all,
     rollout_discard,

@@ -19,10 +19,10 @@ from analysis.pictures import PIXEL_REGIONS, PictureSource
 from analysis.pixel_localization import COLUMNS, pixel_localization_table
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
+from attribution.all_scalars import maps_of_all_scalars
 from attribution.batch import Batch
 from attribution.method import Method, cost
 from attribution.methods import PIXEL_METHODS
-from attribution.relevance_maps import maps_of_all_scalars
 from attribution.vit import head_layout
 
 LOSS = "loss"
@@ -51,7 +51,7 @@ def passes(
             return {_key(name): {"maps": np.stack(found, axis=1)}}
 
         forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
-        modules = ("attribution.relevance_maps", str(method.function.__module__), __name__)
+        modules = ("attribution.all_scalars", str(method.function.__module__), __name__)
         depends_on = {
             "pixel_steps": dials.pixel_steps,
             "noise_samples": dials.noise_samples,

@@ -82,7 +82,7 @@ def passes(
         heads = planted_heads(orders)
         return Pass(
             key,
-            {key: depends_on if plant == INTACT else depends_on | {"heads": heads}},
+            {key: depends_on | {"heads": heads} if plant in (SILENCED, HALVES) else depends_on},
             compute,
             forwards_of(chosen.values(), dials, opened) + sweep_forwards(opened),
             rows=first_rows(PICTURES, source.count),
