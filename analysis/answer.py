@@ -76,6 +76,40 @@ def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> lis
     return lines
 
 
+def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) -> list[str]:
+    """What the truths say of each other, and the league of the methods: how many beat depth, and their own price."""
+    lines = []
+    if truths is not None:
+        pairs = truths[(truths["statistic"] == "spearman") & (truths["estimator"] == "mean") & truths["value"].notna()]
+        if len(pairs):
+            worst = pairs.loc[pairs["value"].idxmin()]
+            names = " and ".join(str(worst[key]).removeprefix("ablation_") for key in ("truth_a", "truth_b"))
+            lines.append(
+                f"The truths, two by two, agree with a Spearman of {pairs['value'].min():.2f} to "
+                f"{pairs['value'].max():.2f} over heads (least: {names})."
+            )
+    if league is None:
+        return lines
+    trial = league[~league["is_control"].astype(bool) & (league["same_as"] == "")]
+    count = len([name for name in league.columns if str(name).startswith("rank_")])
+    better = trial[trial["num_truths_better_than_layer_index"] == count]
+    if trial["num_truths_better_than_layer_index"].notna().any():
+        named = ", ".join(better["method"]) if len(better) else "none"
+        under = "every truth" if count > 1 else "it"
+        lines.append(
+            f"Methods that order heads better than their depth alone under {under}: {len(better)} of {len(trial)} "
+            f"({named})."
+        )
+    paid = trial[trial["ablation_at_cost_same"].notna()]
+    if len(paid):
+        worth = int((paid["spearman"] > paid["ablation_at_cost_same"]).sum())
+        lines.append(
+            f"Of {len(paid)} methods whose price pays for ablation of at least one picture, {worth} agree better with "
+            "the effects than that ablation does."
+        )
+    return lines
+
+
 def compare_with_reference(
     scorecard: pd.DataFrame,
     agreement: pd.DataFrame | None,

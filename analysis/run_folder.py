@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from analysis.answer import REFERENCE_FOLDER, compare_with_reference, describe_run, read_reference
+from analysis.answer import (
+    REFERENCE_FOLDER,
+    compare_with_reference,
+    describe_league,
+    describe_run,
+    read_reference,
+)
 from analysis.explain import Explained, shared_indices
 from analysis.figures import GALLERY_PICTURES, layer_table, write_figures
 from analysis.intervals import indicative
@@ -76,7 +84,7 @@ def write_results(
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
-    answer = describe_run(scorecard, agreement)
+    answer = describe_run(scorecard, agreement) + describe_league(tables.get("league"), tables.get("truths"))
     caution = indicative(count)
     warnings = [CONTROL_WARNING] if opened.is_control else []
     if not opened.is_control and not is_reference:
@@ -121,12 +129,7 @@ def write_results(
         tables=[
             ("Heads by effect", "The 20 heads whose removal hurts most; all heads in head_scorecard.csv.",
              scorecard.nlargest(20, effect)),
-            *(
-                [("Agreement with ablation", "All statistics in agreement.csv.",
-                  agreement[(agreement["statistic"] == "spearman") & (agreement["estimator"] == "mean")])]
-                if agreement is not None
-                else []
-            ),
+            *league_on_the_page(tables),
             ("Methods", "What each method is; what it took in seconds and memory stands in methods.csv.",
              tables["methods"].drop(columns=["seconds", "peak_mb"])),
         ],
@@ -134,6 +137,28 @@ def write_results(
     )  # fmt: skip
     write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
     return [*warnings, *answer, f"All of it: {folder / 'report.html'}"]
+
+
+def league_on_the_page(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, pd.DataFrame]]:
+    """The truths among themselves, then the league, as the report shows them; nothing without methods."""
+    found = []
+    if "truths" in tables:
+        rows = tables["truths"]
+        rows = rows[(rows["estimator"] == "mean") & rows["statistic"].isin(["spearman", "spearman_split_half"])]
+        caption = "Spearman over heads; a truth with itself: between halves of the pictures. All in truths.csv."
+        found.append(("The truths among themselves", caption, rows))
+    if "league" in tables:
+        ranks = [name for name in tables["league"].columns if str(name).startswith("rank_")]
+        shown = [
+            *("method", "family", "n", "forwards", "spearman", "spearman_ci_low", "spearman_ci_high", "within_layers"),
+            *("top_10", "value_cross", "noise_ceiling", "difference_from_best", "p_holm", "ablation_at_cost_same"),
+            *("calibration_slope", "calibration_r2", *ranks, "same_as"),
+        ]
+        caption = (
+            "Agreement with zero ablation, best first; all columns in league.csv, all statistics in agreement.csv."
+        )
+        found.append(("League of the methods", caption, tables["league"][shown].dropna(axis=1, how="all")))
+    return found
 
 
 def estimate_warnings(truth: Truth, num_pictures: int) -> list[str]:

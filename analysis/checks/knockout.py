@@ -56,7 +56,7 @@ def passes(
 
     depends_on = {"regions": REGIONS, "code": code_sha256((__name__, "attribution.knockout", "analysis.models"))}
     forwards = 1 + len(REGIONS) * sweep_forwards(opened)
-    rows = first_rows(settings.check_pictures, source.count)
+    rows = first_rows(settings.curve_pictures, source.count)
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 
 
@@ -76,7 +76,7 @@ def table(evidence: Evidence) -> pd.DataFrame:
     indices = evidence.indices(num_images)
     # Removing the head, where hiding the region from it has an effect at all.
     removed = np.where(np.isnan(effect), np.nan, 100 * evidence.truth.delta_loss[:num_images, None])
-    present = ~np.isnan(mass).all(axis=(0, 2, 3))
+    present = ~np.asarray(np.isnan(mass).all(axis=(0, 2, 3)))
     region, layer, head = (axis.ravel() for axis in np.indices((num_regions, num_layers, num_heads)))
     hidden, ablation = interval_over_images(effect, indices), _mean(removed)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -173,7 +173,7 @@ def spearman_interval(a: Ranking, b: Ranking) -> tuple[float, float, float]:
 
 
 def _agreement(evidence: Evidence, name: str, scores: NDArray[np.float64]) -> tuple[float, ...]:
-    known = np.isfinite(scores).all(axis=(1, 2))
+    known = np.asarray(np.isfinite(scores).all(axis=(1, 2)))
     count = int(known.sum())
     if count < 2:
         return (*NO_NUMBER, *NO_NUMBER, count)

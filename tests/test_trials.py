@@ -1,0 +1,94 @@
+"""The checks of a run: which are asked for, in which order heads leave, and removal curves against single passes."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_batch, tiny_model
+
+from analysis.checks import curves, trials
+from analysis.checks.evidence import Evidence
+from analysis.checks.trials import CHECKS, check_passes, chosen_checks, orders_of
+from analysis.curve_areas import removal_counts
+from analysis.intervals import bootstrap_indices
+from analysis.models import OpenedModel
+from analysis.pictures import PictureSource
+from analysis.settings import CompareSettings
+from attribution.methods import METHODS
+from attribution.vit import gated, loss_per_image
+
+
+@pytest.fixture
+def opened():
+    return OpenedModel(tiny_model("dinov2_lora"), "tiny", "0", is_control=True)
+
+
+def test_which_checks_are_asked_for():
+    def chosen(**changes):
+        return chosen_checks(CompareSettings(**changes))
+
+    assert chosen() == chosen(methods=("gate_ig",)) == chosen(estimate=5) == ()
+    assert chosen(methods=("all",)) == chosen(checks=("all",)) == tuple(CHECKS)
+    assert chosen(methods=("all",), checks=("planted", "curves")) == ("curves", "planted")
+    assert chosen(methods=("all",), estimate=5) == ()
+    with pytest.raises(ValueError, match="checks: unknown one, expected some of curves, knockout"):
+        chosen(checks=("one",))
+    with pytest.raises(ValueError, match="--estimate: expected no checks, which need swept effects, got curves"):
+        chosen(checks=("curves",), estimate=5)
+
+
+def test_orders_are_those_of_the_mean_score():
+    scores = np.random.default_rng(0).normal(size=(5, 3, 2))
+    order = orders_of({"one": scores, "flat": np.ones((5, 3, 2))}, seed=1)
+    mean = scores.mean(axis=0)
+    assert [mean[pair] for pair in order["one"]] == sorted(mean.ravel(), reverse=True)
+    assert sorted(order["flat"]) == [(layer, head) for layer in range(3) for head in range(2)]
+    assert order["flat"] != tuple(sorted(order["flat"]))  # ties are not decided by the place in the model
+
+
+def test_curves_are_the_losses_without_the_heads(opened):
+    model, batch = opened.model, tiny_batch(opened.model, 4)
+    rng = np.random.default_rng(0)
+    heads = [(layer, head) for layer in range(3) for head in range(2)]
+    orders = {name: tuple(heads[place] for place in rng.permutation(6)) for name in ("one", "other")}
+    source = PictureSource(4, None, {})
+    settings = CompareSettings(num_pictures=4, bootstrap_replicates=50, methods=("gate_ixg",))
+    [one] = curves.passes(opened, source, settings, {}, orders)
+    arrays = one.compute(batch, [], 3)[curves.NAME]
+    sets = curves.head_sets(orders)
+    assert len(sets) == len(set(sets)) and () in sets and tuple(heads) in sets
+    assert arrays["losses"].shape == (4, len(sets))
+    indices = lambda count: bootstrap_indices(count, 50, seed=0)  # noqa: E731
+    evidence = Evidence(
+        opened, source, settings, {}, {}, None, orders, indices, lambda name: {curves.NAME: arrays}[name]
+    )
+    table = curves.table(evidence)
+    intact = loss_per_image(model(batch.pixel_values), batch.labels)
+    assert removal_counts(6) == (0, 1, 2, 4, 6)
+    for name, order in orders.items():
+        for end, leaving in (("most_first", order), ("least_first", order[::-1])):
+            for count in (0, 1, 2, 4, 6):
+                gates = torch.ones(3, 2, dtype=torch.float64)
+                for pair in leaving[:count]:
+                    gates[pair] = 0
+                with gated(model, gates):
+                    rise = 100 * (loss_per_image(model(batch.pixel_values), batch.labels) - intact).mean()
+                row = table[(table["method"] == name) & (table["order"] == end) & (table["removed"] == count)]
+                assert row["loss_rise_var_pct"].item() == pytest.approx(float(rise), abs=1e-8)
+                assert row["n"].item() == 4
+    another = curves.passes(opened, source, settings, {}, {"one": orders["one"][::-1]})[0]
+    assert another.depends_on != one.depends_on
+
+
+def test_costs_are_known_before_the_orders_are(opened, monkeypatch):
+    asked = {}
+
+    def passes(opened, source, settings, methods, orders):
+        asked.update(orders)
+        return []
+
+    for name in CHECKS:
+        monkeypatch.setitem(trials.CHECKS, name, type("Check", (), {"passes": staticmethod(passes)}))
+    methods = {name: METHODS[name] for name in ("gate_ixg", "random")}
+    found = check_passes(opened, None, CompareSettings(checks=("all",)), methods)
+    assert set(found) == set(CHECKS) and set(asked) == {"gate_ixg", "random", "ablation_zero"}
+    assert all(sorted(order) == sorted(asked["ablation_zero"]) for order in asked.values())
