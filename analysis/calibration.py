@@ -7,16 +7,15 @@ Does not know: models, how a prediction came about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import centred_interval, index_counts
+from analysis.intervals import Indices, centred_interval, index_counts
 
 Floats = NDArray[np.float64]
-Indices = Callable[[int], NDArray[np.integer]]
 
 COLUMNS = (
     *("method", "level", "slope", "slope_ci_low", "slope_ci_high", "slope_with_intercept", "intercept"),

@@ -7,16 +7,15 @@ Does not know: models, how losses came about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import interval_over_images
+from analysis.intervals import Indices, interval_over_images
 
 Floats = NDArray[np.float64]
-Indices = Callable[[int], NDArray[np.integer]]
 Head = tuple[int, int]  # layer, head
 
 REMOVAL_COUNTS = (0, 1, 2, 4, 8, 12, 18, 24, 36, 48, 60, 72)

@@ -9,16 +9,14 @@ noise of the truth that pulls both the same way cancels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.agreement import Floats, Ranking, aggregated, resampled, spearman
-from analysis.intervals import centred_interval
-
-Indices = Callable[[int], NDArray[np.integer]]
+from analysis.intervals import Indices, centred_interval
 
 COLUMNS = ("method", "best", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm", "n")
 

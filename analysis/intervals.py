@@ -22,6 +22,7 @@ from scipy.special import ndtr, ndtri
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
+Indices = Callable[[int], NDArray[np.integer]]  # number of pictures -> the bootstrap matrix [replicate image]
 
 ENOUGH_PICTURES = 128
 INTERVAL_METHODS = ("bca", "percentile")

@@ -8,7 +8,7 @@ Does not know: models, how scores or costs came about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.agreement import agreement_table
 from analysis.differences import correlation
-from analysis.intervals import ESTIMATORS
-
-Indices = Callable[[int], NDArray[np.integer]]
+from analysis.intervals import ESTIMATORS, Indices
 
 LAYER_INDEX = "layer_index"
 # Column of the league -> statistic, estimator of the agreement table.

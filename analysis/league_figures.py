@@ -1,7 +1,7 @@
 """The figures of the league table, the truths and the checks: which ones, from which tables, with which captions.
 
 Takes the tables of a run by name; gives (name, title, caption, figure) of those that can be drawn. Draws nothing itself
-(:mod:`analysis.league_plots`, :mod:`analysis.check_plots`).
+(:mod:`analysis.league_plots`, :mod:`analysis.check_plots`, :mod:`analysis.knockout_plots`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import check_plots, league_plots
+from analysis import check_plots, knockout_plots, league_plots
 from analysis.artists import figure_of
 
 Drawn = tuple[str, str, str, Figure]
@@ -67,13 +67,13 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "Where a head looks, and whether looking there matters",
             "Effect of hiding one region from the CLS query of one head (dots: 95 % interval excludes 0), and the "
             "share of the query's attention that was there.",
-            check_plots.knockout_table(tables["knockout"]),
+            knockout_plots.knockout_table(tables["knockout"]),
         )
         yield (
             "mass_against_knockout",
             "Looking at a region against needing to",
             "The same numbers head by head.",
-            check_plots.mass_against_knockout(tables["knockout"]),
+            knockout_plots.mass_against_knockout(tables["knockout"]),
         )
     if has("randomised"):
         yield (

@@ -1,12 +1,12 @@
 """Figures of the league: the truths against each other, the methods under each truth, agreement against its price.
 
 Takes the tidy tables of a run (truths, agreement, league); gives an `Axes` for one panel, a `Figure` for several. The
-conventions are those of `analysis.plots`. Here are the labelled heat maps that other figures of methods use as well.
+conventions are those of `analysis.plots`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, NullLocator
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from analysis.artists import (
@@ -28,7 +23,6 @@ from analysis.artists import (
     OKABE_ITO,
     PLAIN,
     column_of,
-    draw_cells,
     dress,
     figure_of,
     new_axes,
@@ -36,55 +30,16 @@ from analysis.artists import (
     rows_where,
     true_minus,
 )
+from analysis.cells import CORRELATION, grey_names, grid_of, slant, table_cells, two_digits
 from analysis.method_plots import names_with_n
+from analysis.point_labels import name_all
 
-CONTROL_INK = "0.5"
-CORRELATION = Normalize(-1, 1)
 SPLIT_HALF = "spearman_split_half"
 
 
 def truth_label(truth: str) -> str:
     """`ablation_zero` -> `zero`: short enough for a column."""
     return truth.removeprefix("ablation_").replace("_", " ")
-
-
-def two_digits(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def table_cells(
-    ax: Axes,
-    values: pd.DataFrame,
-    norm: Normalize,
-    cmap: str,
-    *,
-    text: Callable[[float], str] = two_digits,
-    size: float = 7,
-) -> AxesImage:
-    """A table as a heat map with its numbers, its index down the side and its columns below."""
-    image = draw_cells(ax, values.to_numpy(dtype=np.float64), norm, cmap, text, size)
-    ax.set_xticks(range(values.shape[1]), list(map(str, values.columns)))
-    ax.set_yticks(range(values.shape[0]), list(map(str, values.index)))
-    ax.tick_params(length=0)
-    return image
-
-
-def slant(ax: Axes) -> None:
-    """Turn the names below the columns, so that none runs into the next."""
-    for label in ax.get_xticklabels():
-        label.set(rotation=35, ha="right", rotation_mode="anchor")
-
-
-def grid_of(frame: pd.DataFrame, table: str, row: str, column: str, value: str) -> pd.DataFrame:
-    """Rows x columns of one value, in the order in which they come; NaN where the table has no row.
-
-    ValueError for a missing column and for two rows of one cell.
-    """
-    require_columns(frame, (row, column, value), table)
-    if frame.duplicated([row, column]).any():
-        raise ValueError(f"{table}: more than one row for a {row} and {column}, expected one value of {value} each")
-    grid = frame.pivot(index=row, columns=column, values=value).astype(float)
-    return grid.reindex(index=frame[row].unique(), columns=frame[column].unique())
 
 
 def truth_matrix(
@@ -171,9 +126,7 @@ def league_heatmap(
         text=lambda rank: f"{rank:g}",
     )
     right.tick_params(labelleft=False)
-    for label, control in zip(left.get_yticklabels(), ordered["is_control"], strict=True):
-        if control:
-            label.set(color=CONTROL_INK, style="italic")
+    grey_names(left, ordered.index, ordered.index[ordered["is_control"].astype(bool)])
     dress(left, "", "", f"{statistic.capitalize()} with each truth")
     dress(right, "", "", "rank under each truth (1 = best)")
     for panel in (left, right):
@@ -255,65 +208,3 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     obstacles = np.column_stack([np.tile(cost, 2), np.concatenate([gain, table["spearman"]])])
     name_all(ax, np.column_stack([cost, gain]), list(table["method"]), obstacles, lines, control)
     return ax
-
-
-def name_all(
-    ax: Axes,
-    points: NDArray[np.float64],
-    names: Sequence[str],
-    obstacles: NDArray[np.float64],
-    lines: Sequence[NDArray[np.float64]],
-    grey: NDArray[np.bool_],
-) -> None:
-    """Name every point, clear of other names, of `obstacles` and of `lines` (vertices); far names get a leader line.
-
-    `artists.label_points` leaves out names that find no place near; here each goes to the nearest place that is free.
-    """
-    figure = figure_of(ax)
-    figure.draw_without_rendering()  # settles the layout, so that pixels are final
-    scale, frame = figure.dpi / 72, ax.get_window_extent()
-    centres = ax.transData.transform(obstacles[np.isfinite(obstacles).all(axis=1)])
-    sizes = np.full(len(centres), 3.5 * scale)
-    for line in lines:  # a line is a row of small boxes
-        path = Path(ax.transData.transform(line))
-        dots = np.asarray(path.interpolated(max(1, int(ax.bbox.width / 5 / scale))).vertices)
-        centres, sizes = np.concatenate([centres, dots]), np.concatenate([sizes, np.full(len(dots), 0.8 * scale)])
-    taken = np.concatenate([centres - sizes[:, None], centres + sizes[:, None]], axis=1)  # [box x0 y0 x1 y1]
-    angles = np.pi / 12 * np.array([0, 12, 2, 22, 10, 14, 4, 20, 8, 16, 6, 18])
-    for at in np.argsort(-points[:, 1], kind="stable"):
-        label: Annotation = ax.annotate(
-            names[at],
-            (points[at, 0], points[at, 1]),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=CONTROL_INK if grey[at] else "black",
-            ha="center",
-            va="center",
-            zorder=6,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )
-        box: Bbox = label.get_window_extent()
-        half = np.array([1.04 * box.width, box.height]) / 2 + scale  # hinting widens a text
-        centre = ax.transData.transform(points[at])
-        for radius in (5, *range(10, 400, 8)):
-            steps = np.column_stack([np.cos(angles), np.sin(angles)]) * (radius * scale + half * (1, 0.6))
-            boxes = np.concatenate([centre + steps - half, centre + steps + half], axis=1)
-            inside = (boxes[:, :2] > np.add(frame.min, 2)).all(axis=1) & (boxes[:, 2:] < np.subtract(frame.max, 2)).all(
-                axis=1
-            )
-            apart = (boxes[:, None, :2] >= taken[None, :, 2:]) | (boxes[:, None, 2:] <= taken[None, :, :2])
-            free = np.flatnonzero(inside & np.any(apart, axis=2).all(axis=1))
-            if len(free):
-                label.set_position(tuple(steps[free[0]] / scale))
-                taken = np.concatenate([taken, boxes[free[:1]]])
-                if radius > 10:
-                    ax.annotate(
-                        "",
-                        (points[at, 0], points[at, 1]),
-                        xytext=tuple(steps[free[0]] / scale),
-                        textcoords="offset points",
-                        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2},
-                        zorder=1.5,
-                    )
-                break

@@ -15,11 +15,11 @@ from analysis.calibration import calibration_table
 from analysis.differences import difference_table
 from analysis.duplicates import duplicate_groups
 from analysis.explain import Explained
-from analysis.intervals import ESTIMATORS
+from analysis.intervals import ESTIMATORS, Indices
 from analysis.league import agreement_over_groups, league_table, shared_table
 from analysis.models import OpenedModel
 from analysis.passes import BACKWARD_COST, method_settings
-from analysis.scorecard import Indices, oriented
+from analysis.scorecard import oriented
 from analysis.settings import CompareSettings
 from analysis.truth_matrix import truth_table
 from analysis.truth_passes import SHAPLEY, sweep_forwards

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from analysis.checks.trials import CHECKS
 from analysis.explain import Explained
+from analysis.intervals import Indices
 from analysis.league_tables import LEAGUE_TABLES, league_tables
 from analysis.localization_table import localization_table
 from analysis.models import OpenedModel
 from analysis.passes import PIXEL, chosen_methods, method_settings
 from analysis.pictures import PIXEL_REGIONS, PictureSource, region_indices
 from analysis.pixel_localization import pixel_localization_table
-from analysis.scorecard import Indices, head_scores_table, methods_table, scorecard_table
+from analysis.scorecard import head_scores_table, methods_table, scorecard_table
 from analysis.settings import CompareSettings
 from analysis.survey import PackedMasks
 from attribution.method import Method

@@ -9,7 +9,7 @@ of the intact MSE; per target in squared units. Rank 1 is the head that matters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from analysis.intervals import Interval, index_counts, interval_over_images, percentile_interval
+from analysis.intervals import Indices, Interval, index_counts, interval_over_images, percentile_interval
 from attribution.methods import Method, MethodSettings, cost
 
 Floats = NDArray[np.float64]
-Indices = Callable[
-    [int], NDArray[np.integer]
-]  # number of pictures -> the bootstrap matrix [replicate image] they share
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.agreement import Ranking, agreement_table, kendall, rank_scores, spearman
-from analysis.artists import CONTROLS, head_grid, save_figure
+from analysis.agreement import aggregated, agreement_table, kendall, rank_scores, spearman
+from analysis.artists import CONTROLS, save_figure
 from analysis.intervals import (
     ESTIMATORS,
-    all_but_one,
-    bca_interval,
     bootstrap_indices,
     centred_interval,
     index_counts,
@@ -41,103 +38,12 @@ from analysis.manifest import git_state, versions
 from analysis.report import write_atomically
 from analysis.score_files import read_scores
 from analysis.scorecard import oriented, ranks
-from analysis.tables import read_table, write_table
+from analysis.seed_runs import TRUTHS, Floats, Run, read_runs, shared_truths
+from analysis.seed_statements import statement_lines, statements_table
+from analysis.tables import write_table
 from attribution.methods import METHODS
 
-Floats = NDArray[np.float64]
-TRUTHS = tuple(f"ablation_{kind}" for kind in ("zero", "mean", "resample", "counterfactual"))
 OF_HEADS = ("spearman", "spearman_within_layers", "top_10")
-OF_METHODS = ["method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross"]
-EVERY = "every"
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished run: its ``model`` in tables, its manifest, ``effects`` truth -> [image layer head] in % of the label
-    variance, and its agreement table."""
-
-    folder: Path
-    model: str
-    record: dict[str, Any]
-    effects: dict[str, Floats]
-    agreement: pd.DataFrame
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Pictures, layers, heads."""
-        return next(iter(self.effects.values())).shape
-
-
-def read_run(folder: Path) -> Run:
-    """A run as it lies in its folder. Raises ValueError for whatever is missing or does not belong together."""
-    paths = [folder / name for name in ("manifest.json", "head_scorecard.csv", "agreement.csv")]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(f"{folder}: expected a finished run of analysis.compare, missing {', '.join(missing)}")
-    try:
-        record = json.loads(paths[0].read_text(encoding="utf-8"))
-        name = str(record["model"]["name"])
-        count, _, _ = record["pictures"]["total"], record["data"]["sha256"], record["model"]["weights_sha256"]
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{paths[0]}: expected the manifest of a run ({error!r})") from error
-    scorecard, agreement = read_table(paths[1]), read_table(paths[2])
-    absent = sorted({*OF_METHODS, "noise_ceiling", "n"} - set(agreement))
-    if absent:
-        raise ValueError(f"{paths[2]}: missing column(s) {', '.join(absent)}")
-    known = {truth: f"{truth}_var_pct" for truth in TRUTHS if f"{truth}_var_pct" in scorecard}
-    if TRUTHS[0] not in known:
-        raise ValueError(f"{paths[1]}: expected swept effects in {TRUTHS[0]}_var_pct (estimates do not do)")
-    effects = {truth: _effects(folder, truth, head_grid(scorecard, name), count) for truth, name in known.items()}
-    return Run(folder, Path(name).name, record, effects, agreement)
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Runs of different models over the same pictures; ValueError where they are not. Named by model, or by folder
-    where models share a name."""
-    if len(folders) < 2:
-        raise ValueError(f"expected at least 2 run folders, got {len(folders)}")
-    runs = [read_run(folder) for folder in folders]
-    first = runs[0]
-    for place, run in enumerate(runs):
-        for other in runs[:place]:
-            if run.record["model"]["weights_sha256"] == other.record["model"]["weights_sha256"]:
-                raise ValueError(f"{run.folder}: the same weights as {other.folder}, expected another model")
-        data, wanted = run.record["data"], first.record["data"]
-        if data != wanted:
-            differing = sorted(key for key in {*data, *wanted} if data.get(key) != wanted.get(key))
-            raise ValueError(f"{run.folder}: other pictures than {first.folder} (data: {', '.join(differing)} differ)")
-        targets, expected = (one.record["model"].get("config", {}).get("target_names") for one in (run, first))
-        if targets != expected:
-            raise ValueError(f"{run.folder}: reads {targets}, expected {expected} as {first.folder}")
-        if run.shape != first.shape:
-            sizes = " x ".join(map(str, run.shape)), " x ".join(map(str, first.shape))
-            raise ValueError(f"{run.folder}: {sizes[0]} pictures x layers x heads, expected {sizes[1]}")
-    if first.shape[0] < 2 or first.shape[1] < 2:
-        raise ValueError(f"expected 2 pictures and 2 layers, got {first.shape[0]} and {first.shape[1]}")
-    for names in ([run.model for run in runs], [run.folder.resolve().name for run in runs]):
-        if len({*names, EVERY}) == len(runs) + 1:
-            return [replace(run, model=name) for run, name in zip(runs, names, strict=True)]
-    raise ValueError("expected runs whose models or whose folders have different names")
-
-
-def _effects(folder: Path, truth: str, means: Floats, count: int) -> Floats:
-    """Effects [image layer head] in % of the label variance, which must have these ``means`` [layer head]."""
-    path = folder / "scores" / f"{truth}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing, expected effects per picture")
-    found = read_scores(path)[0].get("delta_loss")
-    if found is None or found.shape != (count, *means.shape):
-        shape = None if found is None else list(found.shape)
-        raise ValueError(f"{path}: expected delta_loss [image layer head] {[count, *means.shape]}, got {shape}")
-    effects = 100 * found.astype(np.float64)
-    if not np.allclose(effects.mean(axis=0), means, rtol=1e-6, atol=1e-8):
-        raise ValueError(f"{path}: its means are not those of head_scorecard.csv, expected scores of the same run")
-    return effects
-
-
-def shared_truths(runs: Sequence[Run]) -> list[str]:
-    """Truths that every run has, zero ablation first."""
-    return [truth for truth in TRUTHS if all(truth in run.effects for run in runs)]
 
 
 def layers_table(runs: Sequence[Run], indices: NDArray[np.integer]) -> pd.DataFrame:
@@ -249,126 +155,14 @@ def _resampled(run: Run, methods: pd.DataFrame, counts: Floats) -> dict[tuple[st
         scores = read_scores(path)[0].get("scores") if name in METHODS and path.is_file() else None
         if scores is None or scores.shape != (count, *run.shape[1:]):
             continue
-        ranking = _ranked(oriented(scores.astype(np.float64), METHODS[name]), counts)
+        drawn = counts[:, :count]
+        ranking = aggregated(oriented(scores.astype(np.float64), METHODS[name]), drawn)
         for truth, value in zip(rows["truth"], rows["spearman"], strict=True):
             if truth in run.effects:
-                rho = spearman(ranking, _ranked(run.effects[truth][:count], counts))
+                rho = spearman(ranking, aggregated(run.effects[truth][:count], drawn))
                 if np.isclose(rho[0], value, rtol=0, atol=1e-6):
                     found[truth, name] = rho
     return found
-
-
-def _ranked(scores: Floats, counts: Floats) -> Ranking:
-    columns = scores.reshape(len(scores), -1)
-    means = ESTIMATORS["mean"](columns, counts[:, : len(scores)])
-    return rank_scores(means.reshape(-1, *scores.shape[1:]))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Which layers the statements speak of, as slices, and their names."""
-
-    first_quarter: slice
-    last_quarter: slice
-    second_half: slice
-
-    @staticmethod
-    def of(num_layers: int) -> Parts:
-        """Quarters are rounded down, but a layer at least; the second half begins at layer num_layers // 2."""
-        quarter = max(1, num_layers // 4)
-        return Parts(slice(0, quarter), slice(num_layers - quarter, num_layers), slice(num_layers // 2, num_layers))
-
-    @staticmethod
-    def name(part: slice) -> str:
-        return f"L{part.start}" if part.stop - part.start == 1 else f"L{part.start}-L{part.stop - 1}"
-
-
-def statement_texts(num_layers: int) -> dict[str, str]:
-    """What each statement says and when it holds, by name."""
-    parts = Parts.of(num_layers)
-    first, last, second = map(Parts.name, (parts.first_quarter, parts.last_quarter, parts.second_half))
-    above = "its 95 % interval is above 0"
-    return {
-        "last_above_first_quarter": f"mean effect of {last} minus that of {first}; holds if {above}",
-        "second_half_to_first_quarter": f"mean effect of {second} over that of {first}; "
-        f"no interval where that of {first} reaches 0",
-        "effect_rises_with_depth": f"Spearman of mean effect and depth over layers; holds if {above}",
-        "largest_layer": "layer with the largest mean effect; holds if it is the same in every model",
-        "first_quarter_share": f"share of {first} in the sum of the positive mean effects of heads",
-    }
-
-
-def statements_table(runs: Sequence[Run], indices: NDArray[np.integer]) -> pd.DataFrame:
-    """``statements``: each statement of :func:`statement_texts` in every model, then whether it holds in all of them.
-
-    The effect of a layer is that of ``layers_by_seed``, under each estimator; differences and ratios of them have
-    intervals over pictures, each resample used for all layers. ``holds`` is empty for what is only a number.
-    """
-    rows: list[dict[str, Any]] = []
-    texts = statement_texts(runs[0].shape[1])
-    for truth in shared_truths(runs):
-        for estimator in ESTIMATORS:
-            found = {run.model: _statements(run.effects[truth], estimator, indices) for run in runs}
-            for name, text in texts.items():
-                of = {"statement": name, "truth": truth, "estimator": estimator}
-                numbers = {model: statements[name] for model, statements in found.items()}
-                tested = name in ("last_above_first_quarter", "effect_rises_with_depth")
-                for model, (value, low, high) in numbers.items():
-                    holds = bool(low > 0) if tested else None
-                    row = {"model": model, "value": value, "ci_low": low, "ci_high": high, "holds": holds}
-                    rows.append(of | row | {"n": runs[0].shape[0], "text": text})
-                values = {value for value, _, _ in numbers.values()}
-                every = all(low > 0 for _, low, _ in numbers.values()) if tested else None
-                if name == "largest_layer":
-                    every = len(values) == 1
-                value = values.pop() if name == "largest_layer" and every else np.nan
-                row = {"model": EVERY, "value": value, "ci_low": np.nan, "ci_high": np.nan, "holds": every}
-                rows.append(of | row | {"n": runs[0].shape[0], "text": text})
-    return pd.DataFrame(rows).astype({"holds": object})
-
-
-def _statements(effects: Floats, estimator: str, indices: NDArray[np.integer]) -> dict[str, tuple[float, float, float]]:
-    """Value and 95 % limits of each statement from effects [image layer head] of one model."""
-    num_images, num_layers, num_heads = effects.shape
-    parts, function = Parts.of(num_layers), ESTIMATORS[estimator]
-    counts = np.concatenate([np.ones((1, num_images)), index_counts(indices, num_images), all_but_one(num_images)])
-    layers = function(effects.mean(axis=2), counts)  # [row layer]
-    positive = np.maximum(function(effects.reshape(num_images, -1), counts), 0).reshape(-1, num_layers, num_heads)
-    first, last, second = (
-        layers[:, part].mean(axis=1) for part in (parts.first_quarter, parts.last_quarter, parts.second_half)
-    )
-    depth = rank_scores(np.arange(num_layers, dtype=np.float64)[None, None])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(first > 0, second / first, np.nan)
-        share = positive[:, parts.first_quarter].sum(axis=(1, 2)) / positive.sum(axis=(1, 2))
-    # A ratio to what may be nothing is bounded by nothing.
-    ratio_limits = _bca(ratio, len(indices)) if _bca(first, len(indices))[1] > 0 else (ratio[0], np.nan, np.nan)
-    largest = layers.argmax(axis=1)[: 1 + len(indices)].astype(np.float64)
-    in_order = np.sort(largest[1:])  # limits are layers that were drawn, the outer ones where 95 % ends between two
-    cut = 0.025 * (len(in_order) - 1)
-    layer_limits = in_order[int(cut)], in_order[len(in_order) - 1 - int(cut)]
-    return {
-        "last_above_first_quarter": _bca(last - first, len(indices)),
-        "second_half_to_first_quarter": (float(ratio_limits[0]), ratio_limits[1], ratio_limits[2]),
-        "effect_rises_with_depth": _centred(spearman(rank_scores(layers[:, None]), depth), len(indices), -1.0),
-        "largest_layer": (float(largest[0]), float(layer_limits[0]), float(layer_limits[1])),
-        # Noise has a positive part, so resamples lie above the value where true effects are small.
-        "first_quarter_share": _centred(share, len(indices), 0.0),
-    }
-
-
-def _bca(rows: Floats, num_replicates: int) -> tuple[float, float, float]:
-    """Value and BCa limits from rows: the value, the replicates, the jackknife."""
-    point, replicates, jackknife = np.split(rows[:, None], [1, 1 + num_replicates])
-    low, high = bca_interval(replicates, point[0], jackknife)
-    return float(point[0, 0]), float(low[0]), float(high[0])
-
-
-def _centred(rows: Floats, num_replicates: int, least: float) -> tuple[float, float, float]:
-    """Value and centred limits, cut at ``least`` and 1, from rows: the value, the replicates, others."""
-    point, replicates, _ = np.split(rows[:, None], [1, 1 + num_replicates])
-    low, high = np.clip(centred_interval(point[0], replicates), least, 1.0)[:, 0]
-    return float(point[0, 0]), float(low), float(high)
 
 
 def short_answer(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -378,17 +172,7 @@ def short_answer(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> list[s
         f"{len(runs)} models ({', '.join(run.model for run in runs)}), {num_layers} layers of {num_heads} heads, the "
         f"same {num_images} pictures; zero ablation, means, in % of the label variance."
     ]
-    statements = tables["statements"]
-    statements = statements[(statements["truth"] == TRUTHS[0]) & (statements["estimator"] == "mean")]
-    for name, text in statement_texts(num_layers).items():
-        rows = statements[statements["statement"] == name].set_index("model")
-        shown = ", ".join(
-            f"{model} {row['value']:.3g} ({row['ci_low']:.3g} to {row['ci_high']:.3g})"
-            for model, row in rows.drop(index=EVERY).iterrows()
-        ).replace("nan to nan", "no interval")
-        every = rows["holds"].get(EVERY)
-        verdict = "" if every is None else f" In every model: {'yes' if every else 'no'}."
-        lines.append(f"{text[0].upper()}{text[1:]}: {shown}.{verdict}")
+    lines += statement_lines(tables["statements"], num_layers)
     heads = tables["seed_agreement"]
     for _, row in heads[
         (heads["truth"] == TRUTHS[0]) & (heads["estimator"] == "mean") & (heads["statistic"] == "spearman")
@@ -431,7 +215,7 @@ def compare_seeds(runs: Sequence[Run], replicates: int = 2000, seed: int = 0) ->
 
 def write_figures(folder: Path, runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> None:
     """``figures/seeds_<truth>.png`` and ``.svg`` for every truth that all runs have, effects and methods alike."""
-    from analysis.check_plots import seeds_side_by_side
+    from analysis.seed_plots import seeds_side_by_side
 
     layers, methods = tables["layers_by_seed"], tables["methods_by_seed"]
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ Does not know: methods, models, how a truth came about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from analysis.agreement import (
     spearman_within_layers,
     top_overlap,
 )
-from analysis.intervals import all_but_one, centred_interval
-
-Indices = Callable[[int], NDArray[np.integer]]
+from analysis.intervals import Indices, all_but_one, centred_interval
 
 COLUMNS = ("truth_a", "truth_b", "estimator", "statistic", "value", "ci_low", "ci_high", "n")
 PAIR_STATISTICS = ("spearman", "spearman_within_layers", "top_10")

@@ -54,6 +54,8 @@ def test_rows_equal_a_loop_over_draws(truth):
 def test_paying_for_half_is_the_split_half_of_the_truth(truth):
     """Cost = sweep: half of the pictures against the others, in all three forms but `same`."""
     row = ac.ablation_at_cost_table(truth, {"sweep": 34.0}, {"sweep": 21}, 34.0, 0).iloc[0]
+    half = ac.ablation_at_cost_table(truth, {"half": 17.0}, {"half": 21}, 34.0, 0).iloc[0]
+    assert half["num_pictures_paid"] == 10 and not half["capped"] and half["spearman_cross"] == row["spearman_cross"]
     assert row["num_pictures_paid"] == 21 and row["num_pictures_matched"] == 10 and row["capped"]
     assert row["spearman_cross"] == row["spearman_matched"] and row["spearman_same"] == pytest.approx(1.0)
     halves = [rho(truth, place < 10, place >= 10) for place in draws(21, 0, 200)]

@@ -89,6 +89,15 @@ def test_intervals_hold_the_true_slope():
     assert np.mean(held) >= 0.85
 
 
+def test_r2_does_not_exceed_one_where_few_pictures_are_bad():
+    """One picture of twelve is predicted badly: resamples without it are perfect, and moved they would pass 1."""
+    rng = np.random.default_rng(3)
+    truth = np.tile(rng.normal(size=(3, 4)), (12, 1, 1))
+    predicted = truth + 0.5 * rng.normal(size=(3, 4)) * (np.arange(12) == 0)[:, None, None]
+    table = cb.calibration_table({"m": predicted}, truth, indices)
+    assert table["r2_ci_high"].iloc[0] == 1 > table["r2"].iloc[0] > table["r2_ci_low"].iloc[0]
+
+
 def test_refuses_in_one_line(study):
     scores, truth, _ = study
     broken = scores["noisy"].copy()

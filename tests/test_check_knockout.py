@@ -16,7 +16,7 @@ from attribution.heads import attention_maps
 from attribution.knockout import attention_knockout
 from data_synth import REGIONS, TEXT_REGIONS
 
-SETTINGS = CompareSettings(methods=("cls_mass",), batch_size=3, check_pictures=5, bootstrap_replicates=50)
+SETTINGS = CompareSettings(methods=("cls_mass",), batch_size=3, curve_pictures=5, bootstrap_replicates=50)
 
 
 @pytest.fixture(scope="module")

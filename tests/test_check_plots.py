@@ -1,4 +1,4 @@
-"""Figures of the checks: the data on the artists. `check_tables` makes the tables without a run."""
+"""Figures of the checks and of seeds: the data on the artists. `check_tables` makes the tables without a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import SymLogNorm
 
-from analysis import check_plots
+from analysis import check_plots, knockout_plots, seed_plots
 from analysis.artists import OKABE_ITO
-from analysis.league_plots import CONTROL_INK
+from analysis.cells import CONTROL_INK
 
 METHODS = (
     *("shapley", "gate_ig_out", "gate_ixg_out", "conductance_out", "layer_deeplift_out", "gate_ig", "gate_ixg"),
@@ -162,7 +162,9 @@ def test_removal_curves_with_a_heavy_tail_are_symmetric_log_and_say_so(tables):
 
 def test_knockout_table_stacks_effect_and_mass_of_each_region(tables):
     knockout = tables["knockout"]
-    figure = check_plots.knockout_table(knockout.sample(frac=1, random_state=1), regions=["chirp", "text", "colorbar"])
+    figure = knockout_plots.knockout_table(
+        knockout.sample(frac=1, random_state=1), regions=["chirp", "text", "colorbar"]
+    )
     panels = [ax for ax in figure.axes if ax.images]
     titles = [f"{region}: {what}" for what in ("effect of hiding it", "attention on it") for region in REGIONS]
     assert [ax.get_title() for ax in panels] == titles
@@ -183,7 +185,7 @@ def test_knockout_table_stacks_effect_and_mass_of_each_region(tables):
 def test_knockout_table_draws_any_number_of_regions(tables, count):
     chirp = tables["knockout"].query("region == 'chirp'")
     table = pd.concat([chirp.assign(region=f"region {at}") for at in range(count)])
-    figure = check_plots.knockout_table(table)
+    figure = knockout_plots.knockout_table(table)
     figure.draw_without_rendering()
     assert len([ax for ax in figure.axes if ax.images]) == 2 * count
     assert figure.get_figwidth() < 11
@@ -192,14 +194,14 @@ def test_knockout_table_draws_any_number_of_regions(tables, count):
 
 
 def test_numbers_in_small_cells_are_short():
-    assert [check_plots._short(v) for v in (0.0, 0.123, -0.5, 0.996, 1.26, -3.0, 9.96, 12.3, -123.4)] == [
+    assert [knockout_plots._short(v) for v in (0.0, 0.123, -0.5, 0.996, 1.26, -3.0, 9.96, 12.3, -123.4)] == [
         *(".00", ".12", "-.50", "1.0", "1.3", "-3.0", "10", "12", "-123"),
     ]
 
 
 def test_mass_against_knockout_places_heads_and_names_the_outstanding(tables):
     knockout = tables["knockout"]
-    figure = check_plots.mass_against_knockout(knockout)
+    figure = knockout_plots.mass_against_knockout(knockout)
     panels = [ax for ax in figure.axes if ax.get_xlabel()]
     assert [ax.get_title() for ax in panels] == list(REGIONS)
     for panel, region in zip(panels, REGIONS, strict=True):
@@ -218,7 +220,7 @@ def test_mass_against_knockout_counts_the_heads_it_cannot_place(tables):
     knockout = tables["knockout"].copy()
     knockout.loc[:1, "mass"] = np.nan
     knockout.loc[knockout["region"] == "text", "mass"] = np.nan
-    figure = check_plots.mass_against_knockout(knockout)
+    figure = knockout_plots.mass_against_knockout(knockout)
     assert figure.axes[0].get_title() == "chirp (2 heads without a value)"
     assert figure.axes[1].get_title() == "text (72 heads without a value)" and not figure.axes[1].texts
 
@@ -298,7 +300,7 @@ def test_planted_heatmap_sorts_by_the_mean_distance_and_takes_ideals(tables):
 
 def test_seeds_side_by_side_draw_each_model(tables):
     layers, methods = tables["layers"], tables["methods"]
-    figure = check_plots.seeds_side_by_side(layers, methods, truth="ablation_mean")
+    figure = seed_plots.seeds_side_by_side(layers, methods, truth="ablation_mean")
     left, right = figure.axes
     models = ["seed 1", "seed 2", "seed 3"]
     assert legend_of(figure) == models
@@ -324,19 +326,19 @@ BROKEN = [
     lambda t: check_plots.removal_curves(t["curves"].query("order == 'most_first'")),
     lambda t: check_plots.removal_curves(t["curves"], methods=["no_such_method"]),
     lambda t: check_plots.removal_curves(pd.concat([t["curves"]] * 2)),
-    lambda t: check_plots.knockout_table(t["knockout"].drop(columns="ci_low")),
-    lambda t: check_plots.knockout_table(t["knockout"], regions=["frame"]),
-    lambda t: check_plots.knockout_table(pd.concat([t["knockout"]] * 2)),
-    lambda t: check_plots.mass_against_knockout(t["knockout"].drop(columns="mass")),
+    lambda t: knockout_plots.knockout_table(t["knockout"].drop(columns="ci_low")),
+    lambda t: knockout_plots.knockout_table(t["knockout"], regions=["frame"]),
+    lambda t: knockout_plots.knockout_table(pd.concat([t["knockout"]] * 2)),
+    lambda t: knockout_plots.mass_against_knockout(t["knockout"].drop(columns="mass")),
     lambda t: check_plots.randomised_bars(t["randomised"].drop(columns="spearman_with_own")),
     lambda t: check_plots.randomised_bars(pd.concat([t["randomised"]] * 2)),
     lambda t: check_plots.sensitivity_heatmap(t["sensitivity"].drop(columns="top_10_kept")),
     lambda t: check_plots.sensitivity_heatmap(t["sensitivity"].iloc[:0]),
     lambda t: check_plots.planted_heatmap(t["planted"].drop(columns="plant")),
     lambda t: check_plots.planted_heatmap(pd.concat([t["planted"]] * 2)),
-    lambda t: check_plots.seeds_side_by_side(t["layers"].drop(columns="model"), t["methods"]),
-    lambda t: check_plots.seeds_side_by_side(t["layers"], t["methods"], truth="ablation_max"),
-    lambda t: check_plots.seeds_side_by_side(t["layers"], pd.concat([t["methods"]] * 2)),
+    lambda t: seed_plots.seeds_side_by_side(t["layers"].drop(columns="model"), t["methods"]),
+    lambda t: seed_plots.seeds_side_by_side(t["layers"], t["methods"], truth="ablation_max"),
+    lambda t: seed_plots.seeds_side_by_side(t["layers"], pd.concat([t["methods"]] * 2)),
 ]
 NAMES = "curves|knockout|randomised|sensitivity|planted|layers_by_seed|methods_by_seed"
 
@@ -364,12 +366,12 @@ def cut_off(figure) -> list[str]:
 def everything(tables):
     return [
         check_plots.removal_curves(tables["curves"]),
-        check_plots.knockout_table(tables["knockout"]),
-        check_plots.mass_against_knockout(tables["knockout"]),
+        knockout_plots.knockout_table(tables["knockout"]),
+        knockout_plots.mass_against_knockout(tables["knockout"]),
         check_plots.randomised_bars(tables["randomised"]),
         check_plots.sensitivity_heatmap(tables["sensitivity"]),
         check_plots.planted_heatmap(tables["planted"]),
-        check_plots.seeds_side_by_side(tables["layers"], tables["methods"]),
+        seed_plots.seeds_side_by_side(tables["layers"], tables["methods"]),
     ]
 
 

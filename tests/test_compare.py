@@ -7,13 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import spearmanr
 
 from analysis.answer import compare_with_reference, method_ranking
+from analysis.checks.trials import CHECKS
 from analysis.compare import main
 from analysis.explain import explain, require_better_than_mean
 from analysis.models import make_batch, open_model
 from analysis.passes import chosen_methods
 from analysis.pictures import open_pictures, open_source
+from analysis.score_files import read_scores
 from analysis.settings import CompareSettings
 from attribution.methods import METHODS
 from data_synth import ChirpDataset, SynthConfig
@@ -21,13 +24,14 @@ from data_synth.folder import write_folder
 
 TINY = "analysis/configs/tiny.yaml"
 SMALL = ["--config", TINY, "--num-pictures", "4", "--steps", "2", "--bootstrap_replicates", "50"]
+ZERO = ["--truths", "zero"]
 METHOD_NAMES = "gate_ixg,cls_mass,random,layer_index,saliency,chefer"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    assert main([*SMALL, "--methods", METHOD_NAMES, "--output-dir", str(folder)]) == 0
+    assert main([*SMALL, *ZERO, "--methods", METHOD_NAMES, "--output-dir", str(folder)]) == 0
     return folder
 
 
@@ -50,7 +54,8 @@ def test_every_file_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert {
         *("head_scorecard.csv", "head_scores.csv", "methods.csv", "localization.csv", "pixel_localization.csv"),
-        *("agreement.csv", "manifest.json", "report.html", "figures", "scores"),
+        *("agreement.csv", "truths.csv", "differences.csv", "ablation_at_cost.csv", "league.csv"),
+        *("manifest.json", "report.html", "figures", "scores"),
     } == names
     scorecard = pd.read_csv(run / "head_scorecard.csv")
     assert len(scorecard) == 12 and scorecard["ablation_zero_var_pct"].notna().all()
@@ -59,6 +64,60 @@ def test_every_file_of_a_run(run):
     assert record["pictures"] == {"done": 4, "total": 4} and record["model"]["control"] is True
     figures = {path.stem for path in (run / "figures").glob("*.png")}
     assert {"ablation_effect", "head_ranking", "agreement", "iou_regions", "attention_gallery"} <= figures
+    assert {"league", "cost_front"} <= figures and "truth_matrix" not in figures  # of one truth
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    """Every truth and check, but few methods."""
+    folder = tmp_path_factory.mktemp("full") / "tiny"
+    methods = "gate_ixg_out,gate_ig,value_norm,layer_deep_lift,random,layer_index,saliency,sobel"
+    few = ["--permutations", "2", "--shapley-pictures", "3", "--check-pictures", "2", "--path-pictures", "3"]
+    options = ["--truths", "all", "--checks", "all", "--curve-pictures", "3", "--resample-pictures", "3"]
+    assert main([*SMALL, *few, *options, "--methods", methods, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def test_every_truth_and_check_leaves_its_table(full_run):
+    tables = {path.stem: pd.read_csv(path) for path in full_run.glob("*.csv")}
+    assert set(CHECKS) < set(tables) and {"truths", "league", "calibration", "pixel_localization"} < set(tables)
+    assert all(len(table) for table in tables.values())
+    truths = ["ablation_zero", "ablation_mean", "ablation_resample", "ablation_counterfactual", "shapley"]
+    scorecard = tables["head_scorecard"]
+    assert all(f"{name}_var_pct" in scorecard for name in truths)
+    assert (scorecard["ablation_resample_n"] == 3).all() and (scorecard["shapley_n"] == 3).all()
+    assert list(dict.fromkeys(tables["truths"]["truth_a"])) == truths
+    league = tables["league"].set_index("method")
+    assert {f"rank_{name}" for name in truths} < set(league)
+    assert league["n"].to_dict() == {name: 3 if name == "gate_ig" else 4 for name in league.index}
+    assert set(league.index[league["is_control"]]) == {"random", "layer_index"}
+    methods = tables["methods"].set_index("method")
+    assert methods["completeness_delta"].notna().to_dict() == {
+        name: name in ("gate_ig", "layer_deep_lift") for name in methods.index
+    }
+    assert {"pixel_saliency", "pixel_sobel", "pixel_occupancy"} == set(tables["pixel_localization"]["method"])
+    figures = {path.stem for path in (full_run / "figures").glob("*.png")}
+    assert {"truth_matrix", "league", "removal_curves", "knockout", "randomised", "planted"} <= figures
+
+
+def test_effects_of_every_truth_are_its_scores_on_disk(full_run):
+    """The tables again from the stored scores, by plain means."""
+    scorecard = pd.read_csv(full_run / "head_scorecard.csv")
+    for kind in ("zero", "mean", "resample", "counterfactual"):
+        stored, _ = read_scores(full_run / "scores" / f"ablation_{kind}.safetensors")
+        effect = 100 * stored["delta_loss"].mean(axis=0).ravel()
+        np.testing.assert_allclose(scorecard[f"ablation_{kind}_var_pct"], effect, rtol=1e-9, atol=1e-12)
+        assert len(stored["delta_loss"]) == (3 if kind == "resample" else 4)
+    shapley = read_scores(full_run / "scores" / "shapley.safetensors")[0]["scores"]
+    np.testing.assert_allclose(scorecard["shapley_var_pct"], 100 * shapley.mean(axis=0).ravel(), rtol=1e-9)
+    agreement = pd.read_csv(full_run / "agreement.csv")
+    score = read_scores(full_run / "scores" / "gate_ixg_out.safetensors")[0]["scores"]
+    expected = spearmanr(score.mean(axis=0).ravel(), stored["delta_loss"].mean(axis=0).ravel()).statistic
+    row = agreement.query(
+        "method == 'gate_ixg_out' and truth == 'ablation_counterfactual' and estimator == 'mean'"
+        " and statistic == 'spearman'"
+    )
+    assert row["value"].item() == pytest.approx(expected, abs=1e-9) and row["n"].item() == 4
 
 
 def test_control_is_labelled_wherever_it_appears(run):
@@ -88,10 +147,10 @@ def test_scorecard_is_what_the_model_does(run):
 
 def test_same_command_same_bytes_and_scores_are_reused(run, tmp_path, capsys):
     again = tmp_path / "again"
-    assert main([*SMALL, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
+    assert main([*SMALL, *ZERO, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
     assert digests(again) == digests(run)
     stamps = {path: path.stat().st_mtime_ns for path in (again / "scores").glob("*.safetensors")}
-    assert main([*SMALL, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
+    assert main([*SMALL, *ZERO, "--methods", METHOD_NAMES, "--output_dir", str(again)]) == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert digests(again) == digests(run)
 
@@ -190,7 +249,7 @@ def test_a_run_that_is_stopped_says_how_far_it_came(tmp_path, capsys, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr("analysis.compare.explain", stopped)
-    assert main([*SMALL, "--methods", "random", "--output-dir", str(tmp_path / "out")]) == 3
+    assert main([*SMALL, *ZERO, "--methods", "random", "--output-dir", str(tmp_path / "out")]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.fullmatch(r"stopped after 4 of \d+ forward passes; the same command goes on from there", last)
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import league_plots, method_plots
+from analysis.cells import CONTROL_INK
 
 FAMILIES = {
     "gates": {
@@ -133,7 +134,7 @@ def test_league_heatmap_marks_duplicates_fewer_pictures_and_controls(tables):
     names = labels_of(left.yaxis)
     assert [name for name in names if "=" in name and "n=" not in name] == ["layer_ig  = gate_ixg"]
     assert {name for name in names if "(n=32)" in name} == {"shapley_values (n=32)", "conductance_out (n=32)"}
-    grey = {t.get_text() for t in left.get_yticklabels() if t.get_color() == league_plots.CONTROL_INK}
+    grey = {t.get_text() for t in left.get_yticklabels() if t.get_color() == CONTROL_INK}
     assert grey == set(FAMILIES["control"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from analysis import run_folder
 from analysis.answer import REFERENCE_FOLDER
+from analysis.checks.trials import CHECKS
 from analysis.explain import explain
 from analysis.models import open_model
 from analysis.pictures import open_source
@@ -26,7 +27,12 @@ from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 
 SETTINGS = CompareSettings(
-    model="tiny-random", methods=("cls_mass", "gate_ixg"), num_pictures=4, bootstrap_replicates=20, num_permutations=19
+    model="tiny-random",
+    methods=("cls_mass", "gate_ixg"),
+    truths=("zero",),
+    num_pictures=4,
+    bootstrap_replicates=20,
+    num_permutations=19,
 )
 
 
@@ -101,10 +107,11 @@ def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(result
     watched("write_atomically", run_folder.write_atomically)
     write_results(tmp_path, SETTINGS, *results, 3)
     names = [name for name, *_ in written]
-    assert names == ["write_table"] * 5 + ["write_figures", "write_report", "write_atomically"]
+    absent = {*CHECKS, "pixel_localization", "calibration"}  # nothing asked for them, or no method of the kind
+    tables = [name for name in TABLES if name not in absent]
+    assert names == ["write_table"] * len(tables) + ["write_figures", "write_report", "write_atomically"]
     assert not any(finished or stale for _, finished, stale in written)
-    tables = {f"{name}.csv" for name in TABLES if name != "pixel_localization"}  # no pixel method, no such table
-    assert files(tmp_path) == kept | tables | {"manifest.json", "report.html"}
+    assert files(tmp_path) == kept | {f"{name}.csv" for name in tables} | {"manifest.json", "report.html"}
     record = json.loads((tmp_path / "manifest.json").read_text())
     assert record["processes"] == 3 and record["pictures"] == {"done": 4, "total": 4}
     assert record["settings"]["methods"] == ["cls_mass", "gate_ixg"] and record["model"]["control"] is True
@@ -177,7 +184,7 @@ def test_an_estimate_says_so_wherever_its_numbers_stand(results, tmp_path, figur
     marks = np.zeros(truth.delta_loss.shape[1:], dtype=bool)
     guess = replace(truth, kind="zero_estimated", is_swept=marks, r2=np.full(marks.shape, 0.8), num_swept=3)
     settings = replace(SETTINGS, estimate=3)
-    lines = write_results(tmp_path, settings, opened, source, replace(explained, truth=guess))
+    lines = write_results(tmp_path, settings, opened, source, replace(explained, truths=(guess,)))
     assert [line[:12] for line in lines[2:4]] == ["Effects are ", "Fewer than 4"]
     assert "(median R² over heads 0.80); 0 of 12 heads" in lines[2]
     assert figures[0][1]["note"].endswith(" Effects are estimated from a sweep of 3 of them.")

@@ -1,109 +1,45 @@
 """Two and three runs written by hand; every number again by loops, scipy's own bootstrap and sets."""
 
 import json
-import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from scipy.stats import bootstrap, kendalltau, spearmanr, trim_mean
+from scipy.stats import kendalltau, spearmanr
+from written_runs import (
+    FIRST,
+    HEADS,
+    INDICES,
+    LAYERS,
+    MEAN,
+    METHOD_NAMES,
+    REPLICATES,
+    N,
+    by_scipy,
+    centred,
+    numbers,
+    profile,
+    write_run,
+    write_three,
+)
 
-from analysis.agreement import agreement_table
-from analysis.intervals import bootstrap_indices
-from analysis.score_files import Piece, join_pieces, score_file, store_piece
-from analysis.seeds import Parts, compare_seeds, main, read_runs, statement_texts
-
-N, LAYERS, HEADS, FIRST = 24, 8, 3, 16
-REPLICATES = 41
-INDICES = bootstrap_indices(N, REPLICATES, seed=0)
-MEAN = {"mean": np.mean, "trimmed": lambda values: trim_mean(values, 0.1)}
-METHOD_NAMES = ("gate_ixg", "gate_ig", "cls_entropy", "chefer", "random")
-
-
-def write_scores(folder, name, arrays):
-    file = score_file(folder, name, {})
-    count = len(next(iter(arrays.values())))
-    pieces = [Piece(tuple(range(start, min(start + 10, count))), f"{name}{start}") for start in range(0, count, 10)]
-    for piece in pieces:
-        store_piece(file, piece, {key: values[list(piece.rows)] for key, values in arrays.items()}, {})
-    join_pieces(file, pieces)
-
-
-def write_run(folder, seed, *, name="model", kinds=("zero", "mean"), heads=HEADS, falls=False):
-    """A run of a made-up model whose later layers matter more; what its tables hold follows from its scores."""
-    rng = np.random.default_rng(seed)
-    size = (np.arange(LAYERS)[:, None] ** 2 + 8) / 1000 * rng.uniform(0.1, 1.8, (LAYERS, heads))
-    size = size[::-1] if falls else size
-    effects = {
-        f"ablation_{kind}": size * rng.exponential(1.0, (N, LAYERS, heads)) - 0.003 + 0.001 * place
-        for place, kind in enumerate(kinds)
-    }
-    layer, head = (part.ravel() for part in np.indices((LAYERS, heads)))
-    scorecard = {"layer": layer, "head": head}
-    (folder / "scores").mkdir(parents=True)
-    for truth, found in effects.items():
-        write_scores(folder / "scores", truth, {"delta_loss": found})
-        scorecard[f"{truth}_var_pct"] = 100 * found.mean(axis=0).ravel()
-    pd.DataFrame(scorecard).to_csv(folder / "head_scorecard.csv", index=False)
-    tables = []
-    for place, method in enumerate(METHOD_NAMES):
-        count = FIRST if method == "chefer" else N
-        scores = effects["ablation_zero"][:count] + 0.02 * (place + 1) * rng.normal(size=(count, LAYERS, heads))
-        turned = -scores if method == "cls_entropy" else scores
-        write_scores(folder / "scores", method, {"scores": turned})
-        truths = {truth: found[:count] for truth, found in effects.items()}
-        signed = {method: method.startswith("gate")}
-        indices = bootstrap_indices(count, 20, seed=0)
-        tables.append(agreement_table({method: scores}, truths, signed, indices, 0, num_halves=5))
-    pd.concat(tables).to_csv(folder / "agreement.csv", index=False)
-    record = {
-        "model": {"name": name, "weights_sha256": f"weights {seed}", "config": {"target_names": ["start"]}},
-        "data": {"preset": "default", "sha256": "pictures"},
-        "pictures": {"done": N, "total": N},
-    }
-    (folder / "manifest.json").write_text(json.dumps(record))
-    return effects
+from analysis.seed_runs import read_runs
+from analysis.seed_statements import statement_texts
+from analysis.seeds import compare_seeds, main
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    kinds = {"one": ("zero", "mean"), "two": ("zero", "mean", "counterfactual"), "three": ("zero", "mean")}
-    effects = {
-        name: write_run(folder / name, seed, name=f"models/{name}", kinds=kinds[name])
-        for seed, name in enumerate(kinds)
-    }
-    return folder, effects
+    return folder, write_three(folder)
 
 
 @pytest.fixture(scope="module")
 def tables(written):
     folder, effects = written
     return compare_seeds(read_runs([folder / name for name in effects]), REPLICATES)
-
-
-def by_scipy(statistic):
-    """Value and BCa limits of a statistic of the numbers of pictures, by scipy.stats.bootstrap."""
-    found = bootstrap(
-        (np.arange(N),), statistic, n_resamples=REPLICATES, vectorized=False, rng=np.random.default_rng(0)
-    )
-    return [statistic(np.arange(N)), *found.confidence_interval]
-
-
-def centred(value, replicates):
-    low, high = np.quantile(replicates, [0.025, 0.975]) + value - np.mean(replicates)
-    return [value, max(-1, min(low, value)), min(1, max(high, value))]
-
-
-def profile(effects, drawn, estimator="mean"):
-    """Effect of each layer in % on the pictures drawn."""
-    return [MEAN[estimator]([100 * sum(effects[i, layer]) / HEADS for i in drawn]) for layer in range(effects.shape[1])]
-
-
-def numbers(row):
-    return [row["value"], row["ci_low"], row["ci_high"]]
 
 
 def test_layers_of_every_model_truth_and_estimator(written, tables):
@@ -223,60 +159,6 @@ def test_an_order_without_its_scores_has_no_interval(written, tmp_path):
     assert rows["value"].notna().all() and rows["ci_low"].isna().all()
 
 
-@pytest.mark.parametrize("estimator", ["mean", "trimmed"])
-@pytest.mark.parametrize("model", ["one", "two"])
-def test_statements_by_loops(written, tables, model, estimator):
-    effects = written[1][model]["ablation_zero"]
-    table = tables["statements"].set_index(["truth", "estimator", "model", "statement"]).sort_index()
-    rows = table.loc[("ablation_zero", estimator, model)]
-
-    def first(drawn):
-        return np.mean(profile(effects, drawn, estimator)[:2])
-
-    expected = by_scipy(lambda drawn: np.mean(profile(effects, drawn, estimator)[6:]) - first(drawn))
-    assert numbers(rows.loc["last_above_first_quarter"]) == pytest.approx(expected, rel=1e-9)
-    assert rows.loc["last_above_first_quarter", "holds"] == (expected[1] > 0)
-    assert by_scipy(first)[1] > 0
-    expected = by_scipy(lambda drawn: np.mean(profile(effects, drawn, estimator)[4:]) / first(drawn))
-    assert numbers(rows.loc["second_half_to_first_quarter"]) == pytest.approx(expected, rel=1e-9)
-
-    def depth(drawn):
-        return spearmanr(profile(effects, drawn, estimator), range(LAYERS)).statistic
-
-    expected = centred(depth(range(N)), [depth(drawn) for drawn in INDICES])
-    assert numbers(rows.loc["effect_rises_with_depth"]) == pytest.approx(expected)
-    largest = sorted(int(np.argmax(profile(effects, drawn, estimator))) for drawn in INDICES)
-    value = int(np.argmax(profile(effects, range(N), estimator)))
-    # 2.5 % of the way from the first to the last of 41 is the place 1.
-    assert numbers(rows.loc["largest_layer"]) == [value, largest[1], largest[-2]]
-
-    def share(drawn):
-        heads = [[max(0, MEAN[estimator](effects[drawn, at, head])) for head in range(HEADS)] for at in range(LAYERS)]
-        return sum(map(sum, heads[:2])) / sum(map(sum, heads))
-
-    expected = centred(share(np.arange(N)), [share(drawn) for drawn in INDICES])
-    expected[1] = max(0, expected[1])
-    assert numbers(rows.loc["first_quarter_share"]) == pytest.approx(expected)
-    assert rows.loc[["largest_layer", "first_quarter_share", "second_half_to_first_quarter"], "holds"].isna().all()
-
-
-def test_a_statement_holds_only_if_it_holds_in_every_model(tmp_path):
-    """Effects that rise in one model and fall in the other; a first quarter around 0 bounds no ratio."""
-    write_run(tmp_path / "up", 0, kinds=("zero",))
-    write_run(tmp_path / "down", 1, kinds=("zero",), falls=True)
-    runs = read_runs([tmp_path / "up", tmp_path / "down"])
-    up = runs[0].effects["ablation_zero"]
-    up[:, :2] -= up[:, :2].mean() - 1e-3
-    table = compare_seeds(runs, REPLICATES)["statements"]
-    table = table[table["estimator"] == "mean"].set_index(["statement", "model"])
-    for name in ("last_above_first_quarter", "effect_rises_with_depth"):
-        assert [table.loc[(name, model), "holds"] for model in ("up", "down", "every")] == [True, False, False]
-    ratio = table.loc[("second_half_to_first_quarter", "up")]
-    assert ratio["value"] > 0 and np.isnan(ratio["ci_low"]) and np.isnan(ratio["ci_high"])
-    assert table.loc[("largest_layer", "every"), "holds"] is False
-    assert table.loc[("largest_layer", "every"), "value"] != table.loc[("largest_layer", "every"), "value"]
-
-
 def test_the_same_effects_hold_together(written, tmp_path):
     """Equal runs of two models: every tested statement of the one is that of both, and all agreement is 1."""
     write_run(tmp_path / "a", 0, kinds=("zero",))
@@ -290,16 +172,6 @@ def test_the_same_effects_hold_together(written, tmp_path):
     assert list(dict.fromkeys(found["layers_by_seed"]["model"])) == ["a", "b"]  # one model's name: folders tell
     every = found["statements"].query("model == 'every'").set_index(["statement", "estimator"])["holds"]
     assert [every[name, "mean"] for name in statement_texts(LAYERS)] == [True, None, True, True, None]
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [(12, "L0-L2 L9-L11 L6-L11"), (2, "L0 L1 L1"), (3, "L0 L2 L1-L2"), (24, "L0-L5 L18-L23 L12-L23")],
-)
-def test_parts_of_any_number_of_layers(layers, expected):
-    parts = Parts.of(layers)
-    names = [Parts.name(part) for part in (parts.first_quarter, parts.last_quarter, parts.second_half)]
-    assert " ".join(names) == expected
 
 
 def test_command_writes_everything_twice_alike(written, tmp_path, capsys):
@@ -325,78 +197,6 @@ def test_command_writes_everything_twice_alike(written, tmp_path, capsys):
     assert set(read.loc[read["statement"] == "last_above_first_quarter", "holds"].astype(str)) <= {"True", "False"}
     assert read.loc[read["statement"] == "first_quarter_share", "holds"].isna().all()
     assert set(read["n"]) == {N} and set(read["model"]) == {"one", "two", "every"}
-
-
-def change_record(folder, **parts):
-    record = json.loads((folder / "manifest.json").read_text())
-    for part, values in parts.items():
-        record[part] |= values
-    (folder / "manifest.json").write_text(json.dumps(record))
-
-
-def drop(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def scale_effects(folder):
-    table = pd.read_csv(folder / "head_scorecard.csv")
-    table.assign(ablation_mean_var_pct=table["ablation_mean_var_pct"] * 1.01).to_csv(
-        folder / "head_scorecard.csv", index=False
-    )
-
-
-def estimated(folder):
-    table = pd.read_csv(folder / "head_scorecard.csv")
-    table.rename(columns=lambda name: name.replace("zero_var", "zero_estimated_var")).to_csv(
-        folder / "head_scorecard.csv", index=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop("manifest.json"), "missing manifest.json"),
-        (drop("head_scorecard.csv"), "missing head_scorecard.csv"),
-        (drop("scores/ablation_mean.safetensors"), "expected effects per picture"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "expected the manifest of a run"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "expected the manifest of a run"),
-        (lambda folder: (folder / "agreement.csv").write_text("method,truth\n"), "missing column"),
-        (lambda folder: (folder / "scores" / "ablation_zero.safetensors").write_bytes(b"no"), "safetensors"),
-        (lambda folder: change_record(folder, model={"weights_sha256": "weights 0"}), "the same weights as"),
-        (lambda folder: change_record(folder, data={"sha256": "others"}), "other pictures than .* sha256 differ"),
-        (lambda folder: change_record(folder, data={"preset": "published"}), "other pictures .* preset differ"),
-        (lambda folder: change_record(folder, pictures={"total": 30}), "expected delta_loss"),
-        (lambda folder: change_record(folder, model={"config": {"target_names": ["end"]}}), "reads"),
-        (scale_effects, "scores of the same run"),
-        (estimated, "expected swept effects"),
-    ],
-)
-def test_bad_runs_are_one_line_and_exit_2(written, tmp_path, capsys, change, message):
-    shutil.copytree(written[0] / "two", tmp_path / "other")
-    change(tmp_path / "other")
-    output = tmp_path / "out"
-    assert main([str(written[0] / "one"), str(tmp_path / "other"), "--output-dir", str(output)]) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error) and error.startswith("error: ") and error.count("\n") == 1
-    assert not output.exists()
-
-
-def test_other_bad_input(written, tmp_path, capsys):
-    one, two = str(written[0] / "one"), str(written[0] / "two")
-    write_run(tmp_path / "wide", 7, heads=4)
-    output = ["--output-dir", str(tmp_path / "out")]
-    assert main([one, *output]) == 2
-    assert "at least 2 run folders" in capsys.readouterr().err
-    assert main([one, one, *output]) == 2
-    assert "the same weights" in capsys.readouterr().err
-    assert main([one, str(tmp_path / "nowhere"), *output]) == 2
-    assert "nowhere: expected a finished run" in capsys.readouterr().err
-    assert main([one, str(tmp_path / "wide"), *output]) == 2
-    assert "24 x 8 x 4 pictures x layers x heads, expected 24 x 8 x 3" in capsys.readouterr().err
-    assert main([one, two, "--output-dir", one]) == 2
-    assert "the folder of a run" in capsys.readouterr().err and (written[0] / "one" / "manifest.json").exists()
-    assert main([one, two, *output, "--bootstrap-replicates", "0"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_truths_stand_in_their_order(tables):

@@ -27,7 +27,7 @@ from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.batch import Batch
 from attribution.method import Method
-from attribution.vit import ViTRegressor, gated, head_layout, loss_per_image, require_eval
+from attribution.vit import ViTRegressor, attention_modules, gated, loss_per_image, num_heads_of, require_eval
 
 NAME = "check_infidelity"
 SAMPLES = 32
@@ -45,10 +45,10 @@ def passes(
     orders: Orders,
 ) -> list[Pass]:
     """One pass: ``perturbations`` float32 [image sample layer head] and ``changes`` float64 [image sample]."""
-    layout = head_layout(opened.model)
+    modules = attention_modules(opened.model)
+    shape = (SAMPLES, len(modules), num_heads_of(modules[0]))
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
-        shape = (SAMPLES, layout.num_layers, layout.num_heads)
         perturbations = np.stack([perturbation(settings.seed, row, shape) for row in batch.indices.tolist()])
         changes = loss_changes(opened.model, batch, perturbations, batch_size=batch_size)
         return {NAME: {"perturbations": perturbations, "changes": changes}}

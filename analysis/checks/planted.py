@@ -19,13 +19,14 @@ from scipy.stats import rankdata
 
 from analysis.checks.evidence import Evidence, Head, Orders
 from analysis.checks.randomised import code_of, forwards_of, needs_of, on_trial, scores_or_nan
+from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows, method_settings
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.scorecard import oriented
 from analysis.settings import CompareSettings
-from analysis.truth_passes import TRUTH, sweep_forwards
+from analysis.truth_passes import TRUTH
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch, MethodSettings
 from attribution.method import Method
@@ -60,6 +61,7 @@ def passes(
     dials = replace(method_settings(settings), steps=STEPS)
     code = code_of(chosen, (__name__, "analysis.checks.randomised", "attribution.planted", "attribution.ablation"))
     depends_on = {"seed": settings.seed, "steps": STEPS, **code}
+    forwards = forwards_of(chosen.values(), dials, opened) + 1 + float(sweep_costs(*_shape(opened.model)).sum())
     held: dict[str, ViTRegressor | None] = {}
 
     def model_of(plant: str, build: Build) -> ViTRegressor | None:
@@ -84,7 +86,7 @@ def passes(
             key,
             {key: depends_on | {"heads": heads} if plant in (SILENCED, HALVES) else depends_on},
             compute,
-            forwards_of(chosen.values(), dials, opened) + sweep_forwards(opened),
+            forwards,
             rows=first_rows(PICTURES, source.count),
             needs=needs_of(chosen.values()),
         )

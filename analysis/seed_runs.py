@@ -1,0 +1,115 @@
+"""Finished runs of several models, read and held against each other.
+
+Takes folders that ``python -m analysis.compare`` has written; gives their effects and tables, once it is sure that each
+is whole and that all are of different models over the same pictures. Does not know: what is made of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.artists import head_grid
+from analysis.score_files import read_scores
+from analysis.tables import read_table
+
+Floats = NDArray[np.float64]
+TRUTHS = tuple(f"ablation_{kind}" for kind in ("zero", "mean", "resample", "counterfactual"))
+OF_METHODS = ["method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross"]
+EVERY = "every"  # stands for all models in a table, so no model has this name
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: its ``model`` in tables, its manifest, ``effects`` truth -> [image layer head] in % of the label
+    variance, and its agreement table."""
+
+    folder: Path
+    model: str
+    record: dict[str, Any]
+    effects: dict[str, Floats]
+    agreement: pd.DataFrame
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pictures, layers, heads."""
+        return next(iter(self.effects.values())).shape
+
+
+def read_run(folder: Path) -> Run:
+    """A run as it lies in its folder. Raises ValueError for whatever is missing or does not belong together."""
+    paths = [folder / name for name in ("manifest.json", "head_scorecard.csv", "agreement.csv")]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder}: expected a finished run of analysis.compare, missing {', '.join(missing)}")
+    try:
+        record = json.loads(paths[0].read_text(encoding="utf-8"))
+        name = str(record["model"]["name"])
+        count, _, _ = record["pictures"]["total"], record["data"]["sha256"], record["model"]["weights_sha256"]
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{paths[0]}: expected the manifest of a run ({error!r})") from error
+    scorecard, agreement = read_table(paths[1]), read_table(paths[2])
+    absent = sorted({*OF_METHODS, "noise_ceiling", "n"} - set(agreement))
+    if absent:
+        raise ValueError(f"{paths[2]}: missing column(s) {', '.join(absent)}")
+    known = {truth: f"{truth}_var_pct" for truth in TRUTHS if f"{truth}_var_pct" in scorecard}
+    if TRUTHS[0] not in known:
+        raise ValueError(f"{paths[1]}: expected swept effects in {TRUTHS[0]}_var_pct (estimates do not do)")
+    effects = {truth: _effects(folder, truth, head_grid(scorecard, name), count) for truth, name in known.items()}
+    return Run(folder, Path(name).name, record, effects, agreement)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Runs of different models over the same pictures; ValueError where they are not. Named by model, or by folder
+    where models share a name."""
+    if len(folders) < 2:
+        raise ValueError(f"expected at least 2 run folders, got {len(folders)}")
+    runs = [read_run(folder) for folder in folders]
+    first = runs[0]
+    for place, run in enumerate(runs):
+        for other in runs[:place]:
+            if run.record["model"]["weights_sha256"] == other.record["model"]["weights_sha256"]:
+                raise ValueError(f"{run.folder}: the same weights as {other.folder}, expected another model")
+        data, wanted = run.record["data"], first.record["data"]
+        if data != wanted:
+            differing = sorted(key for key in {*data, *wanted} if data.get(key) != wanted.get(key))
+            raise ValueError(f"{run.folder}: other pictures than {first.folder} (data: {', '.join(differing)} differ)")
+        targets, expected = (one.record["model"].get("config", {}).get("target_names") for one in (run, first))
+        if targets != expected:
+            raise ValueError(f"{run.folder}: reads {targets}, expected {expected} as {first.folder}")
+        if run.shape != first.shape:
+            sizes = " x ".join(map(str, run.shape)), " x ".join(map(str, first.shape))
+            raise ValueError(f"{run.folder}: {sizes[0]} pictures x layers x heads, expected {sizes[1]}")
+    if first.shape[0] < 2 or first.shape[1] < 2:
+        raise ValueError(f"expected 2 pictures and 2 layers, got {first.shape[0]} and {first.shape[1]}")
+    for names in ([run.model for run in runs], [run.folder.resolve().name for run in runs]):
+        if len({*names, EVERY}) == len(runs) + 1:
+            return [replace(run, model=name) for run, name in zip(runs, names, strict=True)]
+    raise ValueError("expected runs whose models or whose folders have different names")
+
+
+def _effects(folder: Path, truth: str, means: Floats, count: int) -> Floats:
+    """Effects [image layer head] in % of the label variance, which must have these ``means`` [layer head]."""
+    path = folder / "scores" / f"{truth}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing, expected effects per picture")
+    found = read_scores(path)[0].get("delta_loss")
+    if found is None or found.shape != (count, *means.shape):
+        shape = None if found is None else list(found.shape)
+        raise ValueError(f"{path}: expected delta_loss [image layer head] {[count, *means.shape]}, got {shape}")
+    effects = 100 * found.astype(np.float64)
+    if not np.allclose(effects.mean(axis=0), means, rtol=1e-6, atol=1e-8):
+        raise ValueError(f"{path}: its means are not those of head_scorecard.csv, expected scores of the same run")
+    return effects
+
+
+def shared_truths(runs: Sequence[Run]) -> list[str]:
+    """Truths that every run has, zero ablation first."""
+    return [truth for truth in TRUTHS if all(truth in run.effects for run in runs)]
