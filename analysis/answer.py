@@ -69,9 +69,11 @@ def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> lis
         ranking = method_ranking(agreement)
         if len(ranking):
             best, last = ranking.iloc[0], ranking.iloc[-1]
+            fewer = [f", on {int(row['n'])} pictures" if row["n"] < count else "" for row in (best, last)]
             lines.append(
                 f"Method closest to ablation: {best['method']} (Spearman {best['value']:.2f}, 95 % CI "
-                f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); farthest: {last['method']} ({last['value']:.2f})."
+                f"{best['ci_low']:.2f} to {best['ci_high']:.2f}{fewer[0]}); farthest: {last['method']} "
+                f"({last['value']:.2f}{fewer[1]})."
             )
     return lines
 
@@ -82,7 +84,7 @@ def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) ->
     if truths is not None:
         pairs = truths[(truths["statistic"] == "spearman") & (truths["estimator"] == "mean") & truths["value"].notna()]
         if len(pairs):
-            worst = pairs.loc[pairs["value"].idxmin()]
+            worst = pairs.iloc[int(pairs["value"].to_numpy().argmin())]
             names = " and ".join(str(worst[key]).removeprefix("ablation_") for key in ("truth_a", "truth_b"))
             lines.append(
                 f"The truths, two by two, agree with a Spearman of {pairs['value'].min():.2f} to "
@@ -95,10 +97,9 @@ def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) ->
     better = trial[trial["num_truths_better_than_layer_index"] == count]
     if trial["num_truths_better_than_layer_index"].notna().any():
         named = ", ".join(better["method"]) if len(better) else "none"
-        under = "every truth" if count > 1 else "it"
+        under = "under every truth" if count > 1 else "by this truth"
         lines.append(
-            f"Methods that order heads better than their depth alone under {under}: {len(better)} of {len(trial)} "
-            f"({named})."
+            f"Methods that order heads better than their depth alone {under}: {len(better)} of {len(trial)} ({named})."
         )
     paid = trial[trial["ablation_at_cost_same"].notna()]
     if len(paid):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.checks.trials import check_passes
+from analysis.checks.trials import CHECKS, check_passes
 from analysis.explain import all_passes, explain
 from analysis.forecast import forecast, forward_seconds, total_forwards
 from analysis.models import OpenedModel, open_model
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "data": "default, published, or a folder with metadata.csv",
         "methods": "names, comma-separated; default, all; -name leaves one out; see --list-methods",
         "truths": "zero, mean, resample, counterfactual, shapley; default (the first two and the fourth), all",
-        "checks": "further trials: curves, knockout, randomised, sensitivity, infidelity, planted; default (none), all",
+        "checks": f"further trials: {', '.join(CHECKS)}; default (none, or all with --methods all), all, none",
         "num_pictures": "pictures to explain (default: 16)",
         "steps": "steps of path methods over heads (default: 16)",
         "pixel_steps": "steps of path methods over pixels (default: 8)",

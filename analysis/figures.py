@@ -50,10 +50,10 @@ def write_figures(
     folder.mkdir(parents=True, exist_ok=True)
     made: list[tuple[str, str, Path]] = []
 
-    def add(name: str, title: str, caption: str, figure: Figure) -> None:
+    def add(name: str, title: str, caption: str, figure: Figure, with_note: bool = True) -> None:
         png, _ = artists.save_figure(figure, folder / name)
         plt.close(figure)
-        made.append((title, f"{caption} {note}", png))
+        made.append((title, f"{caption} {note}" if with_note else caption, png))
 
     def one(draw: object, size: tuple[float, float], **kwargs: object) -> Figure:
         figure = Figure(figsize=size, layout="constrained")
@@ -87,6 +87,8 @@ def write_figures(
         "Mean effect of the heads of each layer, in % of the label variance.",
         one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect\n(% of the label variance)"), (7.0, 4.2)),
     )
+    methods = tables["methods"]
+    flipped = methods["method"][methods["direction"] == "-"].tolist()
     if agreement is not None:
         add(
             "agreement",
@@ -99,10 +101,12 @@ def write_figures(
             "method_scatter",
             "Methods against ablation, head by head",
             "Score of each method against the effect of removing the head.",
-            method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
+            method_plots.method_scatter(scorecard, agreement, flipped=flipped, effect=effect, truth=truth),
         )
-    for name, title, caption, figure in (*league_figures(tables), *check_figures(tables)):
+    for name, title, caption, figure in league_figures(tables):
         add(name, title, caption, figure)
+    for name, title, caption, figure in check_figures(tables):
+        add(name, title, caption, figure, with_note=False)
     if localization is not None and scorecard["iou_chirp"].notna().any():
         cls = localization[localization["query"] == "cls"]
         add(

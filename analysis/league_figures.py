@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import check_plots, knockout_plots, league_plots
 from analysis.artists import figure_of
+from analysis.intervals import indicative
 
 Drawn = tuple[str, str, str, Figure]
 
@@ -48,17 +49,21 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
 
 
 def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
-    """One or two figures for each check that was asked for."""
+    """One or two figures for each check that was asked for; captions end with how many pictures they rest on."""
 
     def has(name: str) -> bool:
         return name in tables and len(tables[name]) > 0
+
+    def of(name: str) -> str:
+        count = int(tables[name]["n"].max())
+        return f" The first {count} pictures" + (", indicative only." if indicative(count) else ".")
 
     if has("curves"):
         yield (
             "removal_curves",
             "Removing heads in each method's order",
             "Mean rise of the loss when heads leave one after the other, most important first and least important "
-            "first. A good order rises early on the left and late on the right.",
+            "first. A good order rises early on the left and late on the right." + of("curves"),
             check_plots.removal_curves(tables["curves"]),
         )
     if has("knockout"):
@@ -66,13 +71,13 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "knockout",
             "Where a head looks, and whether looking there matters",
             "Effect of hiding one region from the CLS query of one head (dots: 95 % interval excludes 0), and the "
-            "share of the query's attention that was there.",
+            "share of the query's attention that was there." + of("knockout"),
             knockout_plots.knockout_table(tables["knockout"]),
         )
         yield (
             "mass_against_knockout",
             "Looking at a region against needing to",
-            "The same numbers head by head.",
+            "The same numbers head by head." + of("knockout"),
             knockout_plots.mass_against_knockout(tables["knockout"]),
         )
     if has("randomised"):
@@ -81,14 +86,14 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "Does a method notice that the model was never trained?",
             "Rank correlation of each method's scores on redrawn, partly redrawn (from the last block down) and not "
             "fine-tuned models with its own on the intact model, and with the truth of the intact model. A method that "
-            "reads what was learnt is near 0.",
+            "reads what was learnt is near 0." + of("randomised"),
             check_plots.randomised_bars(tables["randomised"]),
         )
     if has("sensitivity"):
         yield (
             "sensitivity",
             "What a ranking owes to its settings",
-            "Methods with half and twice the steps, and from other baselines.",
+            "Methods with half and twice the steps, and from other baselines." + of("sensitivity"),
             check_plots.sensitivity_heatmap(tables["sensitivity"]),
         )
     if has("planted"):
@@ -99,6 +104,6 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "Known answers",
             "Each method on models whose answer was planted: a silenced head (its score should be 0), a head split "
             "into two equal halves (their scores should be equal), heads in another order (scores should follow), and "
-            "a model wired by hand (the working head should come first).",
+            "a model wired by hand (the working head should come first)." + of("planted"),
             check_plots.planted_heatmap(planted, ideals=ideals),
         )

@@ -183,8 +183,8 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         steps = ([*cost[front], last], [*gain[front], gain[front][-1]])
         ax.step(*steps, where="post", color="black", linewidth=1.1, zorder=3, label="best for its price")
         lines.append(np.column_stack([np.repeat(steps[0], 2)[1:], np.repeat(steps[1], 2)[:-1]]))
-    if "ablation_at_cost_cross" in table:
-        paid = table.assign(cost=cost)[~free].groupby("cost")["ablation_at_cost_cross"].mean().dropna()
+    if "ablation_at_cost_matched" in table:
+        paid = table.assign(cost=cost)[~free].groupby("cost")["ablation_at_cost_matched"].mean().dropna()
         look: dict[str, Any] = {"color": OKABE_ITO[5], "markersize": 4, "linewidth": 1.1}
         ax.plot(paid.index, paid, "x--", label="ablation at that price", **look)
         lines.append(np.column_stack([paid.index, paid]))

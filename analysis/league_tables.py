@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from analysis.ablation_at_cost import ablation_at_cost_table
 from analysis.calibration import calibration_table
-from analysis.differences import difference_table
+from analysis.differences import correlation, difference_table
 from analysis.duplicates import duplicate_groups
 from analysis.explain import Explained
 from analysis.intervals import ESTIMATORS, Indices
@@ -37,10 +38,14 @@ def league_tables(
     methods: Mapping[str, Method],
     indices: Indices,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of :data:`LEAGUE_TABLES`. Where effects are estimated, of which means alone mean something, agreement
-    and league alone."""
+    """The tables of :data:`LEAGUE_TABLES`. Where effects are estimated, of which means over all pictures alone mean
+    something, agreement and league alone, of the methods that cover all of them."""
     truth, seed = explained.truth, settings.seed
     scores = {name: oriented(found, methods[name]) for name, found in explained.scores.items()}
+    if truth.is_estimated:
+        scores = {name: found for name, found in scores.items() if len(found) == len(truth.delta_loss)}
+    if not scores:
+        return {}
     truths = {one.name: one.delta_loss for one in explained.truths}
     if explained.shapley is not None:
         truths[SHAPLEY] = explained.shapley
@@ -71,7 +76,7 @@ def league_tables(
         predicted = {name: found for name, found in predicted.items() if methods[name].signed}
         if predicted:
             tables["calibration"] = calibration_table(predicted, truth.delta_loss, indices)
-    if any(len(found) and found.mean(axis=0).std() > 0 for name, found in scores.items() if name in on_trial):
+    if any(np.isfinite(correlation(scores[name], truth.delta_loss)) for name in on_trial):
         tables["differences"] = difference_table(scores, truth.delta_loss, controls, indices)
     tables["league"] = league_table(
         agreement,

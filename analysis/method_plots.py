@@ -6,7 +6,7 @@ Takes the tidy tables of a run; gives an `Axes` for one panel, a `Figure` for se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -49,13 +49,15 @@ def method_scatter(
     *,
     effect: str = EFFECT,
     methods: Sequence[str] | None = None,
+    flipped: Collection[str] = (),
     truth: str = "ablation_zero",
     estimator: str = "mean",
     statistic: str = "spearman",
 ) -> Figure:
     """Score of each method against the effect of removing the head: a panel per method, a point per head.
 
-    `methods` defaults to every `score_<method>` column, best agreement first. The title of a panel is the row
+    `methods` defaults to every `score_<method>` column, best agreement first; of those in `flipped` minus the score is
+    drawn, since a small one means a head that matters. The title of a panel is the row
     of the agreement table with this `truth`, `estimator` and `statistic`; a method judged on fewer pictures than
     others bears its number. More than 16 panels stand five in a row, and smaller.
     """
@@ -76,8 +78,9 @@ def method_scatter(
     depth = depth_colours(scorecard["layer"])
     for panel, name in zip(panels, methods, strict=False):
         panel.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        scores = -scorecard[f"score_{name}"] if name in flipped else scorecard[f"score_{name}"]
         panel.scatter(
-            scorecard[f"score_{name}"],
+            scores,
             scorecard[effect],
             c=scorecard["layer"],
             s=20,
@@ -85,9 +88,9 @@ def method_scatter(
             linewidths=0.3,
             **depth,
         )
-        if scorecard[f"score_{name}"].isna().all():
+        if scores.isna().all():
             panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", fontsize=8, color="0.4")
-        effect_scale(panel, "x", scorecard[f"score_{name}"], "score")
+        effect_scale(panel, "x", scores, "−score" if name in flipped else "score")
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(3))
         symbol, text = ("ρ" if statistic.startswith("spearman") else statistic), "not compared"

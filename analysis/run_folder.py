@@ -81,6 +81,8 @@ def write_results(
     indices = shared_indices(settings)
     tables = run_tables(settings, opened, source, explained, indices)
     remove_results(folder)
+    empty = sorted(name for name, table in tables.items() if not len(table))
+    tables = {name: table for name, table in tables.items() if name not in empty}
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
@@ -96,6 +98,19 @@ def write_results(
     warnings += estimate_warnings(explained.truth, count)
     if survey.patch_labels is None:
         warnings.append("These pictures come without masks: where heads look is shown, but not scored.")
+    if empty:
+        warnings.append(f"Nothing to be said by {', '.join(empty)}: these pictures or methods do not allow it.")
+    few = {name: len(found) for name, found in explained.scores.items() if len(found) < count}
+    if few and explained.truth.is_estimated:
+        warnings.append(
+            f"Not compared with estimated effects, which mean something over all pictures alone: {', '.join(few)} (of "
+            f"{min(few.values())} pictures; --path-pictures {count} takes all)."
+        )
+    elif few:
+        warnings.append(
+            f"Of the first {min(few.values())} pictures alone, to be read as indicative: {', '.join(few)}; column "
+            "n of other tables says how many theirs are."
+        )
     note = f"{count} pictures" + (", indicative only." if caution else ".")
     if explained.truth.is_estimated:
         note += f" Effects are estimated from a sweep of {explained.truth.num_swept} of them."

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from attribution.ablation import (
     zero_ablation,
 )
 from attribution.batch import Batch
+from attribution.checkpoint import backbone_settings
 from attribution.packaged import cache_folder
 from attribution.shapley import gate_shapley
 from attribution.vit import head_layout
@@ -61,6 +64,10 @@ def chosen_truths(settings: CompareSettings, has_counterfactual: bool) -> tuple[
         if others:
             raise ValueError(f"--estimate: expected --truths zero, which alone is estimated, got {', '.join(others)}")
         return ("zero",)
+    if "counterfactual" in settings.truths and not has_counterfactual:
+        raise ValueError(
+            "truths: counterfactual needs synthetic pictures, a folder's have no twin without the thing to be read"
+        )
     implied: set[str] = set()
     if "default" in settings.truths:
         implied = set(TRUTHS if "all" in settings.methods else DEFAULT_TRUTHS)
@@ -126,9 +133,10 @@ def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSett
 
 
 def _shapley_pass(opened: OpenedModel, settings: CompareSettings, count: int) -> Pass:
-    layout, dials = head_layout(opened.model), method_settings(settings)
+    layout = head_layout(opened.model)
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        dials = method_settings(settings, batch_size)
         return {SHAPLEY: {"scores": gate_shapley(opened.model, batch, dials).double().cpu().numpy()}}
 
     depends_on = {
@@ -153,7 +161,7 @@ def _arrays(opened: OpenedModel, batch: Batch, found: AblationResult) -> Arrays:
 def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
     """Mean context over the reference pictures, `[layer token head head_dim]` float64; computed once, then cached.
 
-    What it was made of is told by the mean picture, the weights and the code.
+    What it was made of is told by the mean picture, the model and its settings, the libraries and the code.
     """
     mean_image = np.ascontiguousarray(source.draw(range(1)).mean_image)
     made_of = [
@@ -162,10 +170,12 @@ def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
         str(source.num_references),
         str(opened.model.device),
         str(opened.model.dtype),
-        torch.__version__,
+        asdict(opened.model.config),
+        backbone_settings(opened.model),
+        *(version(name) for name in ("torch", "transformers", "peft")),
         code_sha256(CODE),
     ]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = cache_folder() / f"mean-context-{digest}.safetensors"
     try:
         return load_file(path)["mean_context"]

@@ -42,7 +42,7 @@ def league_tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             row |= {"spearman": skill, "spearman_ci_low": skill - 0.12, "spearman_ci_high": min(1, skill + 0.08)}
             row |= {"within_layers": skill - 0.1, "value_cross": skill - 0.05, "noise_ceiling": 0.93}
             row |= {"difference_from_best": 0.0, "p_holm": 0.5, "same_as": "gate_ixg" if method == "layer_ig" else ""}
-            row["ablation_at_cost_cross"] = 0.9 * (1 - np.exp(-forwards / 60)) if forwards else np.nan
+            row["ablation_at_cost_matched"] = 0.9 * (1 - np.exp(-forwards / 60)) if forwards else np.nan
             rows.append(row)
             for at, truth in enumerate(TRUTHS):
                 value = skill - 0.04 * at + rng.normal(0, 0.03)
@@ -191,10 +191,10 @@ def test_cost_front_places_methods_controls_and_the_price_of_nothing(tables):
 def test_cost_front_draws_ablation_at_the_same_price_once_for_each_price(tables):
     league = tables["league"]
     line = next(line for line in league_plots.cost_front(league).lines if line.get_label().startswith("ablation"))
-    paid = league.dropna(subset=["ablation_at_cost_cross"]).drop_duplicates("forwards").sort_values("forwards")
+    paid = league.dropna(subset=["ablation_at_cost_matched"]).drop_duplicates("forwards").sort_values("forwards")
     assert line.get_xdata().tolist() == paid["forwards"].tolist()
-    assert np.allclose(line.get_ydata(), paid["ablation_at_cost_cross"])
-    without = league_plots.cost_front(league.drop(columns="ablation_at_cost_cross"))
+    assert np.allclose(line.get_ydata(), paid["ablation_at_cost_matched"])
+    without = league_plots.cost_front(league.drop(columns="ablation_at_cost_matched"))
     assert not any(line.get_label().startswith("ablation") for line in without.lines)
 
 

@@ -30,6 +30,9 @@ def test_which_checks_are_asked_for():
     assert chosen(methods=("all",)) == chosen(checks=("all",)) == tuple(CHECKS)
     assert chosen(methods=("all",), checks=("planted", "curves")) == ("curves", "planted")
     assert chosen(methods=("all",), estimate=5) == ()
+    assert chosen(methods=("all",), checks=("none",)) == ()
+    with pytest.raises(ValueError, match="checks: expected none alone, got none, curves"):
+        chosen(checks=("none", "curves"))
     with pytest.raises(ValueError, match="checks: unknown one, expected some of curves, knockout"):
         chosen(checks=("one",))
     with pytest.raises(ValueError, match="--estimate: expected no checks, which need swept effects, got curves"):
@@ -89,6 +92,6 @@ def test_costs_are_known_before_the_orders_are(opened, monkeypatch):
     for name in CHECKS:
         monkeypatch.setitem(trials.CHECKS, name, type("Check", (), {"passes": staticmethod(passes)}))
     methods = {name: METHODS[name] for name in ("gate_ixg", "random")}
-    found = check_passes(opened, None, CompareSettings(checks=("all",)), methods)
-    assert set(found) == set(CHECKS) and set(asked) == {"gate_ixg", "random", "ablation_zero"}
+    found = check_passes(opened, PictureSource(4, None, {}), CompareSettings(checks=("all",)), methods)
+    assert set(found) == set(CHECKS) and set(asked) == {"gate_ixg", "random", "ablation_zero", "ablation_mean"}
     assert all(sorted(order) == sorted(asked["ablation_zero"]) for order in asked.values())

@@ -2,6 +2,9 @@
 
 Takes the orders of heads; gives a pass that removes the first so many of them, most important first and least important
 first, and the table of its losses. Head sets that several orders share are computed once.
+
+Orders come from all pictures a method has scores for, the pictures of the curves among them; the order of a truth is
+in part fitted to them, and is a bound rather than a contender.
 """
 
 from __future__ import annotations

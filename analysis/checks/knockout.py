@@ -6,6 +6,7 @@ the attention that lay on it and beside the effect of removing the whole head. K
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource, region_indices
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
+from analysis.survey import in_pieces
 from analysis.truth_passes import sweep_forwards
 from attribution.batch import Batch
 from attribution.knockout import attention_knockout
@@ -54,10 +56,24 @@ def passes(
         found = attention_knockout(opened.model, batch, masks, batch_size=batch_size)
         return {NAME: {"delta_loss": found.delta_loss.numpy(), "mass": found.mass.numpy()}}
 
-    depends_on = {"regions": REGIONS, "code": code_sha256((__name__, "attribution.knockout", "analysis.models"))}
     forwards = 1 + len(REGIONS) * sweep_forwards(opened)
     rows = first_rows(settings.curve_pictures, source.count)
+    depends_on = {
+        "regions": REGIONS,
+        "masks": _sha256_of_masks(source, range(source.count) if rows is None else rows),
+        "code": code_sha256((__name__, "attribution.knockout", "analysis.models")),
+    }
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
+
+
+def _sha256_of_masks(source: PictureSource, rows: Sequence[int]) -> str:
+    """Patch labels are no part of a picture's digest, and a folder's can change without its pictures."""
+    digest = hashlib.sha256()
+    for piece in in_pieces(rows):
+        labels = source.draw(piece).patch_labels
+        assert labels is not None
+        digest.update(np.ascontiguousarray(labels).tobytes())
+    return digest.hexdigest()
 
 
 def table(evidence: Evidence) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from attribution.all_scalars import maps_of_all_scalars
 from attribution.batch import Batch
 from attribution.method import Method, cost
 from attribution.methods import PIXEL_METHODS
+from attribution.pixels import uniform_where_empty
 from attribution.vit import head_layout
 
 LOSS = "loss"
@@ -37,7 +38,8 @@ def passes(
 ) -> list[Pass]:
     """One pass a pixel method, ``maps`` float16 [image scalar row col] on the patch grid; none without masks.
 
-    Methods that read no output are left out: their maps are the same whatever is explained.
+    Methods that read no output are left out: their maps are the same whatever is explained. A map that is zero
+    everywhere counts as uniform: it prefers no place.
     """
     if not _has_masks(source):
         return []
@@ -47,7 +49,7 @@ def passes(
     def of(name: str, method: Method) -> Pass:
         def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
             maps = maps_of_all_scalars(name, opened.model, batch, method_settings(settings, batch_size))
-            found = [patch_maps(name, scalar, batch, layout) for scalar in maps]
+            found = [patch_maps(name, uniform_where_empty(scalar), batch, layout) for scalar in maps]
             return {_key(name): {"maps": np.stack(found, axis=1)}}
 
         forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
@@ -72,7 +74,7 @@ def passes(
 
 def table(evidence: Evidence) -> pd.DataFrame:
     """As ``pixel_localization``, with a column for what is explained: the loss or a target."""
-    if not _has_masks(evidence.source):
+    if not _has_masks(evidence.source) or not _methods(evidence.settings):
         return pd.DataFrame(columns=["method", "explains", *COLUMNS[1:]])
     scalars = (LOSS, *evidence.opened.model.config.target_names)
     maps = {name: evidence.read(_key(name))["maps"].astype(np.float64) for name in _methods(evidence.settings)}

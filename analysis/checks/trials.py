@@ -20,6 +20,7 @@ from analysis.models import OpenedModel
 from analysis.passes import Pass
 from analysis.pictures import PictureSource
 from analysis.settings import CompareSettings
+from analysis.truth_passes import SHAPLEY, chosen_truths
 from attribution.method import Method
 from attribution.vit import head_layout
 
@@ -37,11 +38,16 @@ CHECKS: dict[str, ModuleType] = {
 def chosen_checks(settings: CompareSettings) -> tuple[str, ...]:
     """The checks asked for; ``default`` stands for none, or with ``methods: all`` for every one.
 
-    ValueError for an unknown one, and for any beside estimated effects.
+    ValueError for an unknown one, for ``none`` beside others, and for any beside estimated effects.
     """
-    unknown = [name for name in settings.checks if name not in (*CHECKS, "default", "all")]
+    unknown = [name for name in settings.checks if name not in (*CHECKS, "default", "all", "none")]
     if unknown:
-        raise ValueError(f"checks: unknown {', '.join(unknown)}, expected some of {', '.join(CHECKS)}, default, all")
+        expected = f"some of {', '.join(CHECKS)}, or default, all, none"
+        raise ValueError(f"checks: unknown {', '.join(unknown)}, expected {expected}")
+    if settings.checks == ("none",):
+        return ()
+    if "none" in settings.checks:
+        raise ValueError(f"checks: expected none alone, got {', '.join(settings.checks)}")
     named = [name for name in settings.checks if name != "default"]
     if settings.estimate is not None:
         if named:
@@ -64,7 +70,9 @@ def check_passes(
     if orders is None:
         rng = np.random.default_rng(0)
         orders = {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in methods}
-        orders |= {"ablation_zero": heads}
+        kinds = chosen_truths(settings, source.counterfactual is not None)
+        truths = [f"ablation_{kind}" for kind in kinds if kind != SHAPLEY]
+        orders |= {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in truths}
     return {name: CHECKS[name].passes(opened, source, settings, methods, orders) for name in chosen_checks(settings)}
 
 
