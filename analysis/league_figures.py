@@ -30,12 +30,13 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             figure_of(league_plots.truth_matrix(truths)),
         )
     if league is not None:
+        ranked = [str(name).removeprefix("rank_") for name in league.columns if str(name).startswith("rank_")]
         yield (
             "league",
             "Every method under every truth",
             "Spearman correlation of each method's scores with each truth, and its rank under it; best under zero "
             "ablation first. Controls are grey; a method whose scores are another's bears its name.",
-            league_plots.league_heatmap(tables["agreement"], league),
+            league_plots.league_heatmap(tables["agreement"], league, truths=ranked),
         )
         if (league["forwards"] > 0).any():
             yield (
