@@ -1,6 +1,7 @@
 """The house: which package may import which, and that no room lacks a name."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,11 @@ def test_models_are_described_without_pickles():
         for pattern in ("*.pt", "*.pth", "*.pkl", "*.bin")
         for path in (ROOT / "attribution" / "models").glob(f"*/{pattern}")
     ]
+
+
+def test_every_package_is_installed():
+    """setuptools takes what setup.cfg lists and nothing else: a folder of modules that it lacks is missing elsewhere."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(settings["options"]["packages"].split())
+    assert listed == {".".join(path.relative_to(ROOT).parts[:-1]) for path in FILES}
