@@ -74,7 +74,7 @@ def test_models_are_described_without_pickles():
 
 
 def test_every_package_is_installed():
-    """setuptools takes what setup.cfg lists and nothing else: a folder of modules that it lacks is missing elsewhere."""
+    """setuptools takes what setup.cfg lists and nothing else."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = set(settings["options"]["packages"].split())

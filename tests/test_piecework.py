@@ -226,7 +226,7 @@ def test_overwrite_computes_everything(opened, pictures, tmp_path, computed):
     [
         ({"batch_size": 8}, EVERYTHING),
         ({"seed": 1}, set(METHODS)),
-        ({"steps": 3}, set(METHODS)),
+        ({"steps": 3}, set()),  # none of these methods takes steps
         ({"bootstrap_replicates": 10, "num_permutations": 10}, set()),
     ],
 )
@@ -365,7 +365,7 @@ def test_more_pictures_of_a_folder(tmp_path, computed):
     def run(count, folder):
         names = opened.model.config.target_names
         source = open_source(str(tmp_path / "chirps"), count, seed=0, image_size=224, patch_size=14, target_names=names)
-        settings = CompareSettings(model="tiny-random", methods=("cls_mass",), num_pictures=count)
+        settings = CompareSettings(model="tiny-random", methods=("cls_mass",), truths=("zero",), num_pictures=count)
         computed.forget()
         return explain(opened, source, settings, folder, lambda *_: None)
 
@@ -388,7 +388,16 @@ def test_more_pictures_of_a_folder(tmp_path, computed):
 def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path, computed, monkeypatch):
     monkeypatch.setattr(run_folder, "write_figures", lambda *_, **__: [])  # half of the time, and no tables
     few = ["--bootstrap-replicates", "20", "--num-permutations", "20"]
-    arguments = ["--config", "analysis/configs/tiny.yaml", "--num-pictures", "40", "--methods", "gate_ixg,cls_mass"]
+    arguments = [
+        "--config",
+        "analysis/configs/tiny.yaml",
+        "--num-pictures",
+        "40",
+        "--methods",
+        "gate_ixg,cls_mass",
+        "--truths",
+        "zero",
+    ]
     arguments = [*arguments, *few, "--output-dir"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for name in ("attention_maps", "gate_ixg"):

@@ -21,7 +21,7 @@ from data_synth import ChirpDataset, SynthConfig
 from data_synth.folder import write_folder
 
 TINY = str(Path(__file__).parents[1] / "analysis" / "configs" / "tiny.yaml")
-RUN = ["--config", TINY, "--num-pictures", "40", "--methods", "gate_ixg,cls_mass,saliency"]
+RUN = ["--config", TINY, "--num-pictures", "40", "--methods", "gate_ixg,cls_mass,saliency", "--truths", "zero"]
 ESTIMATE = [*RUN, "--estimate", "12"]
 SCORES = ["attention_maps", "ablation_zero", "gate_ixg", "cls_mass", "pixel_saliency"]
 
