@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from analysis import artists, gallery, method_plots, plots
 from analysis.intervals import interval_over_images
 from analysis.league_figures import check_figures, league_figures
+from analysis.passes import PIXEL
 from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
 GALLERY_PICTURES = 4
+GALLERY_METHODS = 7
 GALLERY_REGIONS = ("chirp", "text", "colorbar")
 
 
@@ -144,13 +146,29 @@ def write_figures(
         )
     if pixel_maps:
         shown = slice(0, min(GALLERY_PICTURES, len(images)))
+        names = _shown_methods(pixel_maps, methods, pixel_localization)
         add(
             "pixel_gallery",
             "Pixel methods on the first pictures",
-            "What each pixel method marks for the loss, summed over patches.",
-            _pixel_gallery(images[shown], {name: found[shown] for name, found in pixel_maps.items()}, masks, shown),
+            "What pixel methods mark for the loss, summed over patches; of many, those that overlap the chirp best.",
+            _pixel_gallery(images[shown], {name: pixel_maps[name][shown] for name in names}, masks, shown),
         )
     return made
+
+
+def _shown_methods(
+    pixel_maps: Mapping[str, Floats], methods: pd.DataFrame, pixel_localization: pd.DataFrame | None
+) -> list[str]:
+    """Pixel methods that fit beside each other: all of them, or without controls the best by IoU with the chirp."""
+    if len(pixel_maps) <= GALLERY_METHODS:
+        return list(pixel_maps)
+    controls = set(methods["method"][methods["family"] == "control"])
+    names = [name for name in pixel_maps if PIXEL + name not in controls]
+    if pixel_localization is not None:
+        rows = pixel_localization[(pixel_localization["metric"] == "iou") & (pixel_localization["region"] == "chirp")]
+        overlap = rows.set_index("method")["value"].fillna(0.0)
+        names = sorted(names, key=lambda name: -float(overlap[PIXEL + name]))
+    return names[:GALLERY_METHODS]
 
 
 def _pixel_gallery(
