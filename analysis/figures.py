@@ -23,7 +23,7 @@ from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
 GALLERY_PICTURES = 4
-GALLERY_METHODS = 7
+GALLERY_METHODS = 4
 GALLERY_REGIONS = ("chirp", "text", "colorbar")
 
 
