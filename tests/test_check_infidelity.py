@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.metrics import infidelity
-from test_check_randomised import batch_of, evidence_of, source_of, tiny_opened
+from check_evidence import batch_of, evidence_of, source_of, tiny_opened
 
 from analysis.checks import infidelity as check
 from analysis.checks.infidelity import COLUMNS, NAME, SAMPLES, infidelities, loss_changes, passes, perturbation, table

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from check_evidence import batch_of, computed, evidence_of, source_of, tiny_opened
 from scipy.stats import trim_mean
-from test_check_randomised import batch_of, computed, evidence_of, source_of, tiny_opened
 
 from analysis.checks import knockout
 from analysis.intervals import interval_over_images

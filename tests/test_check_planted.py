@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_check_randomised import batch_of, evidence_of, source_of, tiny_opened
+from check_evidence import batch_of, evidence_of, source_of, tiny_opened
 
 from analysis.checks import planted
 from analysis.passes import chosen_methods

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from check_evidence import batch_of, evidence_of, source_of, tiny_opened
 from scipy.stats import spearmanr
-from test_check_randomised import batch_of, evidence_of, source_of, tiny_opened
 
 from analysis.agreement import agreement_table
-from analysis.checks import sensitivity
+from analysis.checks import rerun, sensitivity
 from analysis.models import preprocessed
 from analysis.passes import BACKWARD_COST, chosen_methods
 from analysis.settings import CompareSettings
@@ -36,8 +36,8 @@ def source(opened):
 def few_passes_are_many():
     """Costly at 4 steps: conductance of the outputs with 6 forwards and 15 backwards, not layer IG with 10 and 8."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sensitivity, "COSTLY", 22.0)
-        patched.setattr(sensitivity, "COSTLY_PICTURES", 3)
+        patched.setattr(rerun, "COSTLY", 22.0)
+        patched.setattr(rerun, "COSTLY_PICTURES", 3)
         patched.setattr(sensitivity, "TOP", 2)
         yield
 

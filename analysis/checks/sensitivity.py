@@ -1,8 +1,8 @@
 """What the rankings of path methods owe to their settings: half or twice the steps, another baseline picture.
 
 Takes the methods on trial; gives two passes for each variant of the settings, and the table of how far the scores of
-a variant agree with those of the usual settings and with the truth. Methods of more than 150 forward passes per
-picture, at the usual steps, take the first 8 pictures alone and stand in passes of their own (``..._costly``).
+a variant agree with those of the usual settings and with the truth. The costliest methods take few pictures and stand
+in passes of their own (`analysis.checks.rerun`).
 
 The usual baseline is the mean of the reference pictures; the others are a black picture, and each picture's own
 counterfactual, the same picture without the thing to be read, where these are known.
@@ -19,7 +19,7 @@ import torch
 
 from analysis.agreement import resampled, top_overlap
 from analysis.checks.evidence import Evidence, Orders
-from analysis.checks.randomised import code_of, forwards_of, needs_of, spearman_interval
+from analysis.checks.rerun import by_cost, code_of, forwards_of, needs_of, spearman_interval
 from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows, method_settings
 from analysis.pictures import PictureSource
@@ -37,8 +37,6 @@ BASELINE_METHODS = (
     *("layer_conductance", "conductance_out", "internal_influence", "internal_influence_out"),
     *("layer_ig", "layer_ig_out", "layer_deep_lift", "layer_deep_lift_out"),
 )
-COSTLY = 150.0  # forward passes per picture
-COSTLY_PICTURES = 8
 TOP = 10
 COLUMNS = (
     *("method", "variant", "spearman_with_default", "ci_low", "ci_high"),
@@ -72,7 +70,11 @@ def passes(
             changed = variant.batch(opened.model, batch)
             return {key: {name: run_method(name, opened.model, changed, dials).numpy() for name in chosen}}
 
-        depends_on = {"seed": settings.seed, "steps": variant.steps, **code_of(chosen, (__name__,))}
+        depends_on = {
+            "seed": settings.seed,
+            "steps": variant.steps,
+            **code_of(chosen, (__name__, "analysis.checks.rerun")),
+        }
         return Pass(
             key,
             {key: depends_on},
@@ -84,7 +86,7 @@ def passes(
 
     found = []
     for variant in variants(opened, source, settings, methods):
-        for key, (chosen, num_pictures) in _parts(variant, opened, settings).items():
+        for key, (chosen, num_pictures) in by_cost(variant.methods, opened, settings, f"{NAME}_{variant.name}").items():
             found.append(of(variant, chosen, key, num_pictures))
     return found
 
@@ -96,7 +98,7 @@ def table(evidence: Evidence) -> pd.DataFrame:
     opened, settings = evidence.opened, evidence.settings
     rows = []
     for variant in variants(opened, evidence.source, settings, evidence.methods):
-        for key, (chosen, _) in _parts(variant, opened, settings).items():
+        for key, (chosen, _) in by_cost(variant.methods, opened, settings, f"{NAME}_{variant.name}").items():
             arrays = evidence.read(key)
             for name, method in chosen.items():
                 default, truth = evidence.scores[name], evidence.truth.delta_loss
@@ -129,19 +131,6 @@ def variants(
         needs = ("counterfactual_pixel_values",)
         found.append(Variant("baseline_counterfactual", steps, _from_counterfactual, started, needs))
     return [variant for variant in found if variant.methods]
-
-
-def _parts(
-    variant: Variant, opened: OpenedModel, settings: CompareSettings
-) -> dict[str, tuple[dict[str, Method], int]]:
-    """Name of the pass -> methods and number of pictures; costly methods apart."""
-    dials = method_settings(settings)
-    costly = {name: one for name, one in variant.methods.items() if forwards_of([one], dials, opened) > COSTLY}
-    others = {name: one for name, one in variant.methods.items() if name not in costly}
-    key = f"{NAME}_{variant.name}"
-    few = min(settings.check_pictures, COSTLY_PICTURES)
-    parts = {key: (others, settings.check_pictures), f"{key}_costly": (costly, few)}
-    return {name: part for name, part in parts.items() if part[0]}
 
 
 def _depends_on_steps(method: Method, opened: OpenedModel, settings: CompareSettings) -> bool:
