@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.checks import twins_shown
 from analysis.checks.evidence import Evidence, Head
-from analysis.checks.trials import check_passes, check_tables, chosen_checks, orders_of
+from analysis.checks.trials import check_passes, check_tables, chosen_checks, looking_orders, orders_of
 from analysis.intervals import bootstrap_indices
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
@@ -50,7 +51,8 @@ class Explained:
     ``pixel_maps`` name -> [image row col] on the patch grid; ``maps`` query -> [image layer head row col], left on
     disk; ``head_columns`` name -> [image layer head]; ``predictions`` [image target] in units; ``timings`` name ->
     seconds and process peak memory; ``completeness`` name -> median error relative to the difference it should sum to;
-    ``survey``, what is known of the pictures; ``checks``, the table of each check."""
+    ``survey``, what is known of the pictures; ``checks``, the table of each check; ``twins_shown``, a few pictures with
+    their twins (:mod:`analysis.checks.twins_shown`), where these were asked for."""
 
     truths: tuple[Truth, ...]
     shapley: Floats | None
@@ -63,6 +65,7 @@ class Explained:
     completeness: dict[str, float]
     survey: Survey
     checks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    twins_shown: Arrays | None = None
 
     @property
     def truth(self) -> Truth:
@@ -158,14 +161,18 @@ def _with_checks(
         orders,
         shared_indices(settings),
         lambda name: read_scores(files[name].path)[0],
+        explained.maps,
+        survey.patch_labels,
     )
-    return replace(explained, checks=check_tables(evidence))
+    shown = evidence.read(twins_shown.NAME) if twins_shown.NAME in files else None
+    return replace(explained, checks=check_tables(evidence), twins_shown=shown)
 
 
 def _orders(explained: Explained, settings: CompareSettings) -> dict[str, tuple[Head, ...]]:
     methods = chosen_methods(settings.methods)
     scores = {name: oriented(found, methods[name]) for name, found in explained.scores.items()}
-    return orders_of(scores | {truth.name: truth.delta_loss for truth in explained.truths}, settings.seed)
+    orders = orders_of(scores | {truth.name: truth.delta_loss for truth in explained.truths}, settings.seed)
+    return orders | looking_orders(explained.maps["cls"], explained.survey.patch_labels, settings.seed)
 
 
 def shared_indices(settings: CompareSettings) -> Callable[[int], NDArray[np.int64]]:

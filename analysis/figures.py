@@ -19,6 +19,8 @@ from analysis import artists, gallery, method_plots, plots
 from analysis.intervals import interval_over_images
 from analysis.league_figures import check_figures, league_figures
 from analysis.passes import PIXEL
+from analysis.role_figures import role_figures
+from analysis.score_files import Arrays
 from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
@@ -43,10 +45,12 @@ def write_figures(
     maps: Floats,
     pixel_maps: Mapping[str, Floats],
     masks: Mapping[str, NDArray[np.float32]] | None,
+    twins_shown: Arrays | None = None,
     note: str,
 ) -> list[tuple[str, str, Path]]:
     """Write every figure the run has the tables for. ``maps`` are CLS maps [image layer head row col]; ``note`` ends
-    every caption (number of pictures, and whether they are only indicative)."""
+    every caption (number of pictures, and whether they are only indicative); ``twins_shown``, some pictures with their
+    twins."""
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
     localization, pixel_localization = tables.get("localization"), tables.get("pixel_localization")
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,8 @@ def write_figures(
     for name, title, caption, figure in league_figures(tables):
         add(name, title, caption, figure)
     for name, title, caption, figure in check_figures(tables):
+        add(name, title, caption, figure, with_note=False)
+    for name, title, caption, figure in role_figures(tables, twins_shown):
         add(name, title, caption, figure, with_note=False)
     if localization is not None and scorecard["iou_chirp"].notna().any():
         cls = localization[localization["query"] == "cls"]

@@ -115,6 +115,11 @@ def weighted_ratio(numerator: Floats, denominator: Floats, counts: Floats) -> Fl
         return (counts @ np.where(present, numerator, 0.0)) / (counts @ np.where(present, denominator, 0.0))
 
 
+def weighted_root_ratio(numerator: Floats, denominator: Floats, counts: Floats) -> Floats:
+    """Square root of `weighted_ratio`: of two mean squares, the ratio of their roots."""
+    return np.sqrt(weighted_ratio(numerator, denominator, counts))
+
+
 def percentile_interval(replicates: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Percentile limits per column of `[replicate column]`; replicates that are NaN are left out."""
     tail = np.full(replicates.shape[1], (1 - level) / 2)

@@ -32,15 +32,16 @@ from data_synth import (
     NUM_REFERENCE_PICTURES,
     REGIONS,
     SYNTHESIZER_VERSION,
-    TARGET_NAMES,
     TEXT_REGIONS,
     ChirpDataset,
     SynthConfig,
+    task_of,
 )
 from data_synth.chirp import PRESETS
-from data_synth.dataset import render_image
+from data_synth.dataset import render, render_image
 from data_synth.folder import read_mask
-from data_synth.twins import twin_scene, without
+from data_synth.published import PublishedFigure
+from data_synth.twins import Edit, has_region, replace_text, twin_scene, without
 
 # What localization is scored on: name -> regions it is made of, coarse ones first.
 SCORED_REGIONS: dict[str, tuple[str, ...]] = {
@@ -53,6 +54,14 @@ SCORED_REGIONS: dict[str, tuple[str, ...]] = {
     "margin": ("margin",),
 }
 PIXEL_REGIONS = ("chirp", "text", "colorbar")
+# The modules that draw pictures and their twins: what is computed from twins depends on their source.
+SYNTHESIZER_CODE = tuple(
+    f"data_synth.{name}"
+    for name in (
+        *("chirp", "dataset", "figure", "layouts", "placement", "published", "raster", "style", "tasks", "text"),
+        "twins",
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +82,14 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
+class Twin:
+    """A picture after one edit: ``image`` uint8 [row col 3], ``patch_labels`` uint8 [row col]."""
+
+    image: NDArray[np.uint8]
+    patch_labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class PictureSource:
     """``count`` pictures that are drawn or read when they are asked for.
 
@@ -83,7 +100,9 @@ class PictureSource:
     ``reference(rows)`` gives some of the ``num_references`` reference pictures, uint8 [image row col 3]: training
     pictures, or where a folder has no others its own first ones (``references_are_own``). ``counterfactual(rows)``
     gives the pictures without the thing to be read, None where nobody knows them. ``occupancy()`` is the mean coverage
-    of the thing to be read over the reference pictures, [row col], None where masks are not known.
+    of the thing to be read over the reference pictures, [row col], None where masks are not known. ``twin(edit, row)``
+    gives a picture after an edit, None where the picture does not show the thing or cannot be edited so; it is itself
+    None where pictures have no twins.
     """
 
     count: int
@@ -94,6 +113,7 @@ class PictureSource:
     references_are_own: bool = False
     counterfactual: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
     occupancy: Callable[[], NDArray[np.float64]] | None = None
+    twin: Callable[[Edit, int], Twin | None] | None = None
 
 
 def region_indices() -> dict[str, tuple[int, ...]]:
@@ -122,9 +142,10 @@ def open_source(
     if num_pictures < 2:
         raise ValueError(f"--num-pictures: expected at least 2, got {num_pictures}")
     if data in PRESETS:
-        if target_names != TARGET_NAMES:
+        targets = task_of(data).target_names
+        if target_names != targets:
             raise ValueError(
-                f"--data {data}: its targets are {', '.join(TARGET_NAMES)}, the model's {', '.join(target_names)}"
+                f"--data {data}: its targets are {', '.join(targets)}, the model's {', '.join(target_names)}"
             )
         config = SynthConfig(preset=data, seed=seed, image_size=image_size, patch_size=patch_size)
         return _synthetic(config, num_pictures)
@@ -176,7 +197,7 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         "baseline": f"mean of training pictures 0 to {NUM_REFERENCE_PICTURES - 1}",
     }
     training = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
-    without_chirp = without("chirp")
+    without_answer = without(task_of(config.preset).answer)
     return PictureSource(
         num_pictures,
         _remembering(draw),
@@ -184,10 +205,23 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         reference=lambda rows: np.stack([training.image(row) for row in rows]),
         num_references=NUM_REFERENCE_PICTURES,
         counterfactual=lambda rows: np.stack(
-            [render_image(twin_scene(dataset, row, without_chirp), config) for row in rows]
+            [render_image(twin_scene(dataset, row, without_answer), config) for row in rows]
         ),
         occupancy=lambda: reference_occupancy(config),
+        twin=lambda edit, row: _twin(dataset, edit, row),
     )
+
+
+def _twin(dataset: ChirpDataset, edit: Edit, row: int) -> Twin | None:
+    scene = dataset.scene(row)
+    if edit.kind != "chirp_elsewhere":
+        fixed = isinstance(scene.projection, PublishedFigure)  # a figure without room for most edits
+        if not has_region(scene, edit.region) or (
+            fixed and edit != replace_text("title") and (edit.kind != "without" or edit.region == "frame")
+        ):
+            return None
+    sample = render(twin_scene(dataset, row, edit), dataset.config)
+    return Twin(sample.image, sample.patch_labels)
 
 
 def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
@@ -197,10 +231,12 @@ def reference_mean(config: SynthConfig) -> NDArray[np.float64]:
 
 
 def reference_occupancy(config: SynthConfig) -> NDArray[np.float64]:
-    """Mean coverage by the chirp over the reference pictures, [row col] in 0 to 1; computed once, cached."""
-    chirp = REGIONS.index("chirp")
+    """Mean coverage by the thing to be read over the reference pictures, [row col] in 0 to 1; computed once, cached."""
+    regions = [REGIONS.index(name) for name in task_of(config.preset).answer_regions]
     shape = (config.image_size, config.image_size)
-    return _mean_over_references("occupancy", config, shape, lambda dataset, index: dataset[index].coverage[chirp])
+    return _mean_over_references(
+        "occupancy", config, shape, lambda dataset, index: dataset[index].coverage[regions].sum(axis=0)
+    )
 
 
 def _mean_over_references(

@@ -123,6 +123,7 @@ def write_results(
         maps=explained.maps["cls"][: len(shown.images)],
         pixel_maps={name: found[: len(shown.images)] for name, found in explained.pixel_maps.items()},
         masks=shown.masks,
+        twins_shown=explained.twins_shown,
         note=("Control, random weights. " if opened.is_control else "") + note,
     )
     record = manifest(

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from analysis.checks.concepts import FINETUNED
 from analysis.checks.trials import CHECKS
 from analysis.explain import Explained
 from analysis.intervals import Indices
@@ -22,6 +23,7 @@ from analysis.models import OpenedModel
 from analysis.passes import PIXEL, chosen_methods, method_settings
 from analysis.pictures import PIXEL_REGIONS, PictureSource, region_indices
 from analysis.pixel_localization import pixel_localization_table
+from analysis.role_rules import role_counts
 from analysis.scorecard import head_scores_table, methods_table, scorecard_table
 from analysis.settings import CompareSettings
 from analysis.survey import PackedMasks
@@ -36,6 +38,7 @@ TABLES = (
     *("head_scorecard", "head_scores", "methods", "localization", "pixel_localization"),
     *LEAGUE_TABLES,
     *CHECKS,
+    "role_counts",
 )
 Floats = NDArray[np.float64]
 # A control that knows where the thing to be read tends to be, and nothing of the picture.
@@ -105,7 +108,18 @@ def run_tables(
     if explained.scores:
         tables["head_scores"] = head_scores_table(explained.scores, head_methods, indices)
         tables |= league_tables(settings, opened, explained, head_methods, indices)
-    return tables | dict(explained.checks)
+    tables |= dict(explained.checks)
+    if "roles" in tables and len(tables["roles"]):
+        tables["role_counts"] = role_counts(tables["roles"])
+        tables["head_scorecard"] = with_roles(tables["head_scorecard"], tables["roles"])
+    return tables
+
+
+def with_roles(scorecard: pd.DataFrame, roles: pd.DataFrame) -> pd.DataFrame:
+    """The scorecard with every head's ``role`` (CLS query, tau = 3, after fine-tuning) and its ``role_evidence``."""
+    found = roles[(roles["model"] == FINETUNED) & (roles["query"] == "cls") & (roles["tau"] == 3.0)]
+    found = found[["layer", "head", "role", "evidence"]].rename(columns={"evidence": "role_evidence"})
+    return scorecard.merge(found, on=["layer", "head"], how="left", validate="one_to_one")
 
 
 def _pixel_localization(

@@ -14,9 +14,11 @@ from .dataset import (
     LabelledPictures,
     Sample,
     SynthConfig,
+    colorbar_pictures,
     labelled_pictures,
 )
 from .raster import REGIONS, TEXT_REGIONS
+from .tasks import Task, task_of
 
 __all__ = [
     "NUM_REFERENCE_PICTURES",
@@ -30,5 +32,8 @@ __all__ = [
     "LabelledPictures",
     "Sample",
     "SynthConfig",
+    "Task",
+    "colorbar_pictures",
     "labelled_pictures",
+    "task_of",
 ]

@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, required=True, help="number of pictures")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--split", choices=SPLITS, default="train", help="train, validation and test share nothing")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="default, or the published recipe")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="default", help="default, the published recipe, or the colour bar's task"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)

@@ -4,7 +4,7 @@ Takes a numpy Generator or a :class:`ChirpParams`; gives parameters, the noise-f
 grid ``[frequency bin, time bin]`` with bin (0, 0) at 0 Hz and 0 s. Knows nothing of figures, pixels or models.
 
 Conventions: the grid spans 60 s x 100 Hz, as in the published generator (``chirp-spectrogram-generator`` 0.1.6).
-Two presets:
+Three presets:
 
 ``published``
     The published recipe: a ridge five bins tall that stops one bin short of its end, drawn at whole bins, blurred
@@ -13,6 +13,9 @@ Two presets:
     The same picture without its faults: a continuous ridge from the start to the end frequency, drawn at the width
     the published one has after its blur (so what is labelled is what is seen); end frequencies drawn inside the axis;
     durations from 3 s; exponential chirps from 5 Hz up, so that none collapses onto the axis.
+``colorbar``
+    The chirps and noise of ``default``, to the bit. Only the colour bar differs, and only it is asked for
+    (:mod:`data_synth.tasks`).
 """
 
 from __future__ import annotations
@@ -33,15 +36,15 @@ NOISE_LEVELS = (0.09, 0.3)
 MAX_START_TIME_S = 45.0
 MAX_DURATION_S = 15.0
 MAX_SWEEP_HZ = 30.0
-MIN_DURATION_S = {"published": 1.0, "default": 3.0}
+MIN_DURATION_S = {"published": 1.0, "default": 3.0, "colorbar": 3.0}
 MIN_EXPONENTIAL_HZ = 5.0
 # A level ridge of variance v, blurred with variance s along frequency, keeps sqrt(v / (v + s)) of its height.
 BLURRED_VARIANCE_BINS = RIDGE_VARIANCE_BINS + BLUR_SIGMA_BINS**2
 RIDGE_PEAK = float(np.sqrt(RIDGE_VARIANCE_BINS / BLURRED_VARIANCE_BINS))
 
 ChirpType = Literal["linear", "exponential"]
-Preset = Literal["default", "published"]
-PRESETS: tuple[Preset, ...] = ("default", "published")
+Preset = Literal["default", "published", "colorbar"]
+PRESETS: tuple[Preset, ...] = ("default", "published", "colorbar")
 
 
 @dataclass(frozen=True)

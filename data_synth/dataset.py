@@ -2,6 +2,12 @@
 
 Takes a :class:`SynthConfig`, a split and an index; gives a :class:`Sample`. Image i of a split comes from
 ``default_rng([seed, split, i])`` alone, so it is the same for any count, order or number of workers. Knows no model.
+
+The preset ``colorbar`` asks another question of the pictures of ``default``: the maximum of the colour bar, which there
+says nothing. Image i has the chirp and the noise of image i of ``default``, and its layout, or the next one in the pool
+whose bar has room. The bar runs from 0 to a maximum drawn from ``default_rng([seed, split, i, 1001])``, uniform from
+0.6 to 1.4, with ticks every 0.2: how far apart they stand on the bar tells it. What is shown is thought of as scaled by
+the maximum, so neither a colour nor a pixel of the spectrogram tells it.
 """
 
 from __future__ import annotations
@@ -14,16 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chirp import PRESETS, ChirpParams, Preset, check_preset, chirp_mask, noise, ridge, sample_params
-from .layouts import SPLITS, Projection, grid_cols, grid_rows, layout_pool
+from .figure import with_colorbar_max
+from .layouts import SPLITS, Projection, first_with_room, grid_cols, grid_rows, layout_pool, project_again
 from .published import PublishedFigure, published_figure
 from .raster import REGION_INDEX, REGIONS, patch_counts, patch_labels
+from .style import COLORBAR_MAXIMA
+from .tasks import CHIRP_TASK, task_of
 
 SYNTHESIZER_VERSION = 1
-TARGET_NAMES = ("start_time_s", "start_freq_hz", "end_freq_hz")
-TARGET_UNITS = ("s", "Hz", "Hz")
+TARGET_NAMES, TARGET_UNITS = CHIRP_TASK.target_names, CHIRP_TASK.target_units
 # Colour limits of the default preset, wide enough that nothing clips: ridge 0.58, noise within 0.09.
 COLOR_LIMITS = (-0.25, 0.85)
 NUM_REFERENCE_PICTURES = 512
+# Layouts and twins use streams 1 to 200 of the same seed, split and index.
+COLORBAR_STREAM = 1001
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Scene:
     """What a picture is drawn from: the chirp, its noise, its noise-free ridge and its layout.
 
     ``clean`` and ``noise`` are float32 [frequency bin, time bin]; ``clean`` is zero in a chirp-free twin.
+    ``colorbar_max`` is None where it is not asked for.
     """
 
     index: int
@@ -59,6 +70,7 @@ class Scene:
     clean: NDArray[np.float32]
     noise: NDArray[np.float32]
     projection: Projection | PublishedFigure
+    colorbar_max: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Sample:
 
     ``image`` uint8 [row col 3]; ``coverage`` float32 [region row col], the share of every pixel that each of
     :data:`~data_synth.raster.REGIONS` covers (sums to 1); ``patch_labels`` uint8 [row col], one region per patch;
-    ``labels`` float64 [3] in s, Hz, Hz.
+    ``labels`` float64 [target] in the units of :func:`~data_synth.tasks.task_of` the preset.
     """
 
     index: int
@@ -79,8 +91,10 @@ class Sample:
     labels: NDArray[np.float64]
 
 
-def labels_of(params: ChirpParams) -> NDArray[np.float64]:
-    """Start time (s), start frequency (Hz), end frequency (Hz)."""
+def labels_of(params: ChirpParams, colorbar_max: float | None = None) -> NDArray[np.float64]:
+    """Start time (s), start frequency (Hz), end frequency (Hz); the colour bar's maximum alone where that is asked."""
+    if colorbar_max is not None:
+        return np.array([colorbar_max], dtype=np.float64)
     return np.array([params.start_time_s, params.start_freq_hz, params.end_freq_hz], dtype=np.float64)
 
 
@@ -88,8 +102,8 @@ def labels_of(params: ChirpParams) -> NDArray[np.float64]:
 class ChirpDataset:
     """``count`` pictures of a split; ``dataset[i]`` is a :class:`Sample`. Works as a map-style torch Dataset.
 
-    Splits share neither chirps nor, in the default preset, layouts. ``compact`` keeps layouts compressed: 25 MB for 512
-    of them instead of 1.3 GB, and 2 ms more a picture, which is the same to the bit.
+    Splits share neither chirps nor, but for the preset ``published``, layouts. ``compact`` keeps layouts compressed:
+    25 MB for 512 of them instead of 1.3 GB, and 2 ms more a picture, which is the same to the bit.
     """
 
     split: str
@@ -107,6 +121,7 @@ class ChirpDataset:
             config.seed, self.split, config.image_size, config.patch_size, config.num_layouts, compact=self.compact
         )
         object.__setattr__(self, "_pool", pool)
+        object.__setattr__(self, "_first_with_room", first_with_room(pool, config.num_layouts))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"split": self.split, "count": self.count, "config": self.config, "compact": self.compact}
@@ -122,15 +137,25 @@ class ChirpDataset:
     def __getitem__(self, index: int) -> Sample:
         return render(self.scene(index), self.config)
 
-    def _rng(self, index: int) -> np.random.Generator:
+    def _rng(self, index: int, *stream: int) -> np.random.Generator:
         index = operator.index(index)
         if not 0 <= index < self.count:
             raise IndexError(f"index {index}: expected 0 to {self.count - 1}")
-        return np.random.default_rng([self.config.seed, SPLITS.index(self.split), index])
+        return np.random.default_rng([self.config.seed, SPLITS.index(self.split), index, *stream])
 
     def params(self, index: int) -> ChirpParams:
         """The chirp of a picture without drawing it."""
         return sample_params(self._rng(index), self.config.preset)
+
+    def colorbar_max(self, index: int) -> float | None:
+        """Where the colour bar of a picture ends, without drawing it; None where the preset does not ask for it."""
+        if self.config.preset != "colorbar":
+            return None
+        return float(self._rng(index, COLORBAR_STREAM).uniform(*COLORBAR_MAXIMA))
+
+    def labels(self, index: int) -> NDArray[np.float64]:
+        """The labels of a picture, float64 [target] in units, without drawing it."""
+        return labels_of(self.params(index), self.colorbar_max(index))
 
     def scene(self, index: int) -> Scene:
         """Everything picture ``index`` is drawn from."""
@@ -140,11 +165,19 @@ class ChirpDataset:
         layout_index = int(rng.integers(config.num_layouts))
         background = noise(rng, params.noise_level)
         clean = ridge(params, config.preset)
+        colorbar_max = self.colorbar_max(index)
         if config.preset == "published":
             projection: Projection | PublishedFigure = published_figure(clean + background, params, index)
         else:
-            projection = self._pool(layout_index)  # type: ignore[attr-defined]
-        return Scene(index, self.split, params, clean, background, projection)
+            projection = self._projection(layout_index, colorbar_max)
+        return Scene(index, self.split, params, clean, background, projection, colorbar_max)
+
+    def _projection(self, layout_index: int, colorbar_max: float | None) -> Projection:
+        if colorbar_max is None:
+            return self._pool(layout_index)  # type: ignore[attr-defined]
+        drawn = self._pool(self._first_with_room(layout_index))  # type: ignore[attr-defined]
+        layout = with_colorbar_max(drawn.layout, colorbar_max)
+        return project_again(drawn, layout, self.config.image_size, self.config.patch_size)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """The picture alone, uint8 [row col 3]: what a model is trained on."""
@@ -191,7 +224,7 @@ def render(scene: Scene, config: SynthConfig) -> Sample:
         image=render_image(scene, config),
         coverage=coverage,
         patch_labels=patch_labels(patches, projection.whole * config.patch_size**2),
-        labels=labels_of(scene.params),
+        labels=labels_of(scene.params, scene.colorbar_max),
     )
 
 
@@ -213,8 +246,6 @@ class LabelledPictures:
     """
 
     dataset: ChirpDataset
-    target_names: tuple[str, ...] = TARGET_NAMES
-    target_units: tuple[str, ...] = TARGET_UNITS
     reference_count: int = NUM_REFERENCE_PICTURES
 
     def __len__(self) -> int:
@@ -222,11 +253,24 @@ class LabelledPictures:
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
         scene = self.dataset.scene(index)
-        return {"image": render_image(scene, self.dataset.config), "labels": labels_of(scene.params)}
+        return {
+            "image": render_image(scene, self.dataset.config),
+            "labels": labels_of(scene.params, scene.colorbar_max),
+        }
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What each label is."""
+        return task_of(self.dataset.config.preset).target_names
+
+    @property
+    def target_units(self) -> tuple[str, ...]:
+        """The unit of each label, "" for none."""
+        return task_of(self.dataset.config.preset).target_units
 
     def labels_array(self, count: int) -> NDArray[np.float64]:
         """Labels of the first ``count`` pictures [image target] without drawing them."""
-        return np.stack([labels_of(self.dataset.params(index)) for index in range(count)])
+        return np.stack([self.dataset.labels(index) for index in range(count)])
 
     @property
     def synthesizer(self) -> dict[str, Any]:
@@ -240,3 +284,11 @@ def labelled_pictures(
     """Labelled pictures of one split: the factory that ``python -m attribution.finetune --data`` is given."""
     config = SynthConfig(preset=preset, seed=seed, image_size=image_size, patch_size=patch_size)
     return LabelledPictures(ChirpDataset(split, count, config))
+
+
+def colorbar_pictures(
+    split: str, count: int, seed: int = 0, image_size: int = 224, patch_size: int = 14
+) -> LabelledPictures:
+    """The pictures of :func:`labelled_pictures`, asked for the maximum of their colour bar: a control task, in which
+    what was irrelevant is what is read. A factory for ``python -m attribution.finetune --data`` too."""
+    return labelled_pictures(split, count, seed, "colorbar", image_size, patch_size)

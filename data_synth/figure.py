@@ -6,15 +6,15 @@ spectrogram, the rectangle where the spectrogram goes, and the label map. Knows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from .placement import Box, Item, place_axes, place_items
+from .placement import Box, Item, colorbar_items, moved_items, place_axes, place_items
 from .raster import CANVAS_COLS, CANVAS_ROWS, REGION_INDEX, REGIONS
-from .style import FigureStyle
+from .style import COLORBAR_MAXIMA, COLORBAR_TICKS_PER_UNIT, FigureStyle
 from .text import text_bitmap
 
 
@@ -82,10 +82,47 @@ def compose(style: FigureStyle) -> Layout | None:
     if axes is None:
         return None
     items = place_items(style, axes)
+    return draw(style, axes, items) if _fit(items) else None
+
+
+def with_colorbar_max(layout: Layout, colorbar_max: float) -> Layout:
+    """The layout with its bar's ticks and label placed for a bar from 0 to ``colorbar_max``; nothing else moves.
+
+    For layouts that :func:`takes_colorbar_max` says have room: there is no check for it here.
+    """
+    style = replace(layout.style, colorbar_max=colorbar_max)
+    return draw(style, layout.axes, _without_colorbar(layout) + colorbar_items(style, layout.axes))
+
+
+def takes_colorbar_max(layout: Layout) -> bool:
+    """Whether a layout has a bar with room for every maximum, where it is, and if a twin moves it or the title.
+
+    Every maximum, not that of one picture: which layouts are taken then tells nothing of it.
+    """
+    if layout.style.colorbar_side is None:
+        return False
+    axes, others = layout.axes, _without_colorbar(layout)
+    untitled = tuple(item for item in others if item.region != "title")
+    low, high = (round(maximum * COLORBAR_TICKS_PER_UNIT) for maximum in COLORBAR_MAXIMA)
+    # A label reaches furthest, and has least room, where its maximum is a round one.
+    for steps in range(low, high + 1):
+        style = replace(layout.style, colorbar_max=steps / COLORBAR_TICKS_PER_UNIT)
+        bar = colorbar_items(style, axes)
+        placed = [others + bar, others + moved_items(style, axes, "colorbar")]
+        if style.title is not None:
+            placed.append(untitled + bar + moved_items(style, axes, "title"))
+        if not all(_fit(items) for items in placed):
+            return False
+    return True
+
+
+def _without_colorbar(layout: Layout) -> tuple[Item, ...]:
+    return tuple(item for item in layout.items if item.owner != "colorbar")
+
+
+def _fit(items: tuple[Item, ...]) -> bool:
     texts = [item.box for item in items if item.text is not None]
-    if not all(item.box.inside_canvas() for item in items) or _touching(texts):
-        return None
-    return draw(style, axes, items)
+    return all(item.box.inside_canvas() for item in items) and not _touching(texts)
 
 
 def _touching(boxes: list[Box]) -> bool:

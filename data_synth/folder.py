@@ -112,10 +112,12 @@ def metadata_table(dataset: ChirpDataset) -> pd.DataFrame:
         params = dataset.params(index)
         image_name, mask_name = _file_names(index)
         start_time_s, start_freq_hz, end_freq_hz = labels_of(params)
+        colorbar_max = dataset.colorbar_max(index)
         rows.append(
             {
                 "file_name": image_name,
                 "mask_file_name": mask_name,
+                **({} if colorbar_max is None else {"colorbar_max": colorbar_max}),
                 "start_time_s": start_time_s,
                 "start_freq_hz": start_freq_hz,
                 "end_freq_hz": end_freq_hz,

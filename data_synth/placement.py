@@ -16,7 +16,7 @@ import numpy as np
 
 from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S
 from .raster import CANVAS_COLS, CANVAS_ROWS
-from .style import OPPOSITE, FigureStyle, Side
+from .style import COLORBAR_TICKS_PER_UNIT, OPPOSITE, FigureStyle, Side
 from .text import DPI, text_bitmap
 
 PAD_PX = 4
@@ -62,6 +62,11 @@ def px(points: float) -> int:
 
 def _tick_texts(style: FigureStyle, axis: str) -> list[tuple[float, str]]:
     """Relative positions (0 to 1 along the axis) and texts of ticks; empty if there are none."""
+    if axis == "colorbar" and style.colorbar_max is not None:
+        # No label of a higher maximum is wider or taller than 0.0 to 0.6: what stands beyond them does not tell it.
+        number = int(style.colorbar_max * COLORBAR_TICKS_PER_UNIT + 1e-9)
+        steps = [step / COLORBAR_TICKS_PER_UNIT for step in range(number + 1)]
+        return [(value / style.colorbar_max, f"{value:.1f}") for value in steps]
     if axis == "colorbar":
         low, high = style.colorbar_range
         values = np.linspace(low, high, style.colorbar_num_ticks)
@@ -162,13 +167,18 @@ class _Placer:
         self.items[first:] = [replace(item, owner="colorbar") for item in self.items[first:]]
 
 
-def _place(style: FigureStyle, axes: Box) -> _Placer:
+def _place_axes_items(style: FigureStyle, axes: Box) -> _Placer:
     placer = _Placer(style, axes)
     placer.frame()
     placer.ticks(style.x_side, "x", "x_ticks")
     placer.ticks(style.y_side, "y", "y_ticks")
     placer.text(style.x_side, "x_label", style.x_label, style.label_pt)
     placer.text(style.y_side, "y_label", style.y_label, style.label_pt)
+    return placer
+
+
+def _place(style: FigureStyle, axes: Box) -> _Placer:
+    placer = _place_axes_items(style, axes)
     if style.colorbar_side is not None:
         placer.colorbar(style.colorbar_side)
     placer.reach[style.title_side] += PAD_PX
@@ -191,6 +201,15 @@ def _place_moved(style: FigureStyle, axes: Box, region: str) -> tuple[_Placer, t
     else:
         raise ValueError(f"move: expected colorbar or title, got {region!r}")
     return placer, tuple(placer.items[before:])
+
+
+def colorbar_items(style: FigureStyle, axes: Box) -> tuple[Item, ...]:
+    """The bar with its ticks and label, on its own side; its box is the same for any range. Empty if there is none."""
+    placer = _place_axes_items(style, axes)
+    before = len(placer.items)
+    if style.colorbar_side is not None:
+        placer.colorbar(style.colorbar_side)
+    return tuple(placer.items[before:])
 
 
 def moved_items(style: FigureStyle, axes: Box, region: str) -> tuple[Item, ...]:

@@ -33,6 +33,9 @@ X_LABELS = ("Time (s)", "Time [s]", "Time, s", "t (s)", "Seconds", "Time")
 Y_LABELS = ("Frequency (Hz)", "Frequency [Hz]", "Freq. (Hz)", "f (Hz)", "Hz", "Frequency")
 COLORBAR_LABELS = ("Intensity", "Power (dB)", "Magnitude", "Amplitude (a.u.)", "PSD", "Level")
 COLORBAR_RANGES = ((0.0, 1.0), (-80.0, 0.0), (0.0, 255.0), (-3.0, 3.0), (0.0, 50.0), (-0.2, 0.8))
+# In the preset ``colorbar`` bars run from 0 to a maximum between these, with a tick every 0.2.
+COLORBAR_MAXIMA = (0.6, 1.4)
+COLORBAR_TICKS_PER_UNIT = 5
 NO_CHROME_SHARE, MOVED_CHROME_SHARE = 0.1, 0.1
 
 
@@ -67,6 +70,8 @@ class FigureStyle:
     # Where the axes lie within the room that is left: relative width and height, then relative offsets.
     axes_scale: tuple[float, float]
     axes_offset: tuple[float, float]
+    # Where set, the bar runs from 0 to it with ticks at round steps, instead of the range and number of ticks above.
+    colorbar_max: float | None = None
 
 
 def sample_style(rng: np.random.Generator) -> FigureStyle:

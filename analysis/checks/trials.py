@@ -7,18 +7,37 @@ particular but by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.checks import curves, infidelity, knockout, pixel_targets, planted, randomised, sensitivity
+from analysis.checks import (
+    concepts,
+    curves,
+    distraction,
+    infidelity,
+    knockout,
+    necessity,
+    patching,
+    pixel_targets,
+    planted,
+    randomised,
+    redundancy,
+    roles,
+    sensitivity,
+    twins,
+)
 from analysis.checks.evidence import Evidence, Head, Orders
+from analysis.checks.necessity import LOOKS_AT
 from analysis.curve_areas import head_order
 from analysis.models import OpenedModel
 from analysis.passes import Pass
-from analysis.pictures import PictureSource
+from analysis.pictures import PIXEL_REGIONS as LOOKED_AT
+from analysis.pictures import PictureSource, region_indices
+from analysis.ranked_maps import Blocks
 from analysis.settings import CompareSettings
 from analysis.truth_passes import SHAPLEY, chosen_truths
 from attribution.method import Method
@@ -32,6 +51,13 @@ CHECKS: dict[str, ModuleType] = {
     "infidelity": infidelity,
     "planted": planted,
     "pixel_targets": pixel_targets,
+    "concepts": concepts,
+    "twins": twins,
+    "roles": roles,
+    "distraction": distraction,
+    "patching": patching,
+    "necessity": necessity,
+    "redundancy": redundancy,
 }
 
 
@@ -54,7 +80,8 @@ def chosen_checks(settings: CompareSettings) -> tuple[str, ...]:
             raise ValueError(f"--estimate: expected no checks, which need swept effects, got {', '.join(named)}")
         return ()
     everything = "all" in named or ("default" in settings.checks and "all" in settings.methods)
-    return tuple(name for name in CHECKS if everything or name in named)
+    needed = {*named, *(roles.NEEDS if "roles" in named else ())}
+    return tuple(name for name in CHECKS if everything or name in needed)
 
 
 def check_passes(
@@ -72,6 +99,7 @@ def check_passes(
         orders = {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in methods}
         kinds = chosen_truths(settings, source.counterfactual is not None)
         truths = [f"ablation_{kind}" for kind in kinds if kind != SHAPLEY]
+        truths += [LOOKS_AT + region for region in LOOKED_AT]
         orders |= {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in truths}
     return {name: CHECKS[name].passes(opened, source, settings, methods, orders) for name in chosen_checks(settings)}
 
@@ -81,6 +109,21 @@ def orders_of(scores: Mapping[str, NDArray[np.float64]], seed: int) -> dict[str,
     return {name: head_order(found.mean(axis=0), seed) for name, found in scores.items()}
 
 
+def looking_orders(maps: Blocks, patch_labels: NDArray[np.uint8] | None, seed: int) -> dict[str, tuple[Head, ...]]:
+    """Heads by how much their maps [image layer head row col] attend to each region (mean lift), by the name of an
+    order; none where patches are not labelled."""
+    if patch_labels is None:
+        return {}
+    numbers = region_indices()
+    return {
+        LOOKS_AT + region: head_order(concepts.mean_lift(maps, patch_labels, numbers[region]), seed)
+        for region in LOOKED_AT
+    }
+
+
 def check_tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """The table of each check, by the name of its file."""
-    return {name: CHECKS[name].table(evidence) for name in chosen_checks(evidence.settings)}
+    tables: dict[str, pd.DataFrame] = {}
+    for name in chosen_checks(evidence.settings):
+        tables[name] = CHECKS[name].table(replace(evidence, tables=tables))
+    return tables

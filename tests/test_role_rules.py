@@ -1,0 +1,131 @@
+"""Roles by rule, from tables written by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.role_rules import COLUMNS, detected, judged, role_counts, role_table
+
+CONTENT, POSITION, UNSURE = (0.9, 0.8, 1.0), (0.1, 0.0, 0.3), (0.5, 0.3, 0.7)
+
+
+def concept(name, share=0.0, lift=0.5, q=1.0, p=0.5, n=20):
+    return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "lift": lift, "n": n, "p": p,
+            "q_value": q} | {f"share_above_{tau}": share for tau in (2, 3, 5)}  # fmt: skip
+
+
+def twin(name, edit, statistic, limits):
+    return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit,
+            "statistic": statistic} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
+
+
+def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT):
+    if name == "chirp":
+        rows = [twin(name, "chirp_elsewhere", "follow", moved), twin(name, "without(chirp)", "let_go", removed)]
+    elif name == "colorbar":
+        rows = [twin(name, "move(colorbar)", "follow", moved), twin(name, "without(colorbar)", "let_go", removed)]
+    else:
+        rows = [
+            twin(name, "without(text)", "let_go", removed),
+            twin(name, "replace(text)", "keep", kept),
+            twin(name, "grey(text)", "let_go", grey),
+            twin(name, "move(title)", "follow", moved),
+        ]
+    return rows
+
+
+NO_TWINS = pd.DataFrame(
+    columns=["layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high"]
+)
+
+
+def role(concepts, twins=(), tau=3.0):
+    table = pd.DataFrame(list(twins)) if twins else NO_TWINS
+    found = role_table(pd.DataFrame(concepts), table, (tau,))
+    assert len(found) == 1 and tuple(found.columns) == COLUMNS
+    return found.iloc[0]
+
+
+SEEN = {"share": 0.9, "lift": 6.0, "q": 0.01}
+
+
+def test_a_detector_of_one_concept():
+    found = role([concept("chirp", **SEEN), concept("text"), concept("edge")], twins_of("chirp"))
+    assert (found["semanticity"], found["concepts"], found["role"]) == ("monosemantic", "chirp", "chirp detector")
+    assert found["evidence"] == 0.9 and found["n"] == 20
+
+
+@pytest.mark.parametrize("which", ["removed", "moved"])
+def test_a_twin_that_says_stay_makes_a_position_prior(which):
+    found = role([concept("colorbar", **SEEN)], twins_of("colorbar", **{which: POSITION}))
+    assert found["role"] == "colorbar position prior" and found["evidence"] == 0.1
+
+
+def test_limits_on_both_sides_leave_it_open():
+    assert role([concept("chirp", **SEEN)], twins_of("chirp", moved=UNSURE))["role"] == "chirp (undecided)"
+    assert role([concept("chirp", **SEEN)])["role"] == "chirp (undecided)"
+    half = twins_of("chirp")[:1]  # one twin alone is not enough
+    assert role([concept("chirp", **SEEN)], half)["role"] == "chirp (undecided)"
+
+
+def test_concepts_without_twins_stay_untested():
+    assert role([concept("sink", **SEEN)])["role"] == "sink (untested)"
+    assert role([concept("edge", **SEEN), concept("chirp")])["verdict"] == "untested"
+
+
+def test_text_or_its_box():
+    seen = [concept("text", **SEEN)]
+    assert role(seen, twins_of("text"))["role"] == "text detector"
+    assert role(seen, twins_of("text", grey=POSITION))["role"] == "text box detector"
+    assert role(seen, twins_of("text", kept=POSITION))["role"] == "text (undecided)"  # certain letters, not text
+    assert role(seen, twins_of("text", moved=POSITION))["role"] == "text detector"  # titles are reported only
+
+
+def test_semanticity():
+    two = [concept("chirp", **SEEN), concept("text", **SEEN, n=12)]
+    found = role(two, twins_of("chirp"))
+    assert (found["semanticity"], found["concepts"], found["role"], found["n"]) == (
+        *("polysemantic", "chirp;text", "polysemantic", 12),
+    )
+    drawn = [concept("chirp", **SEEN), concept("edge", lift=1.4, q=0.01)]
+    found = role(drawn, twins_of("chirp"))
+    assert found["semanticity"] == "unclassified" and found["role"] == "chirp detector, among others"
+    assert role([concept("chirp", share=0.79, lift=9.0, q=0.001)])["semanticity"] == "diffuse"
+
+
+def test_where_the_thing_tends_to_be():
+    """High lifts that do not follow the picture's own mask are position, whatever else."""
+    found = role(
+        [concept("colorbar", share=0.9, lift=7.0, q=0.4)], twins_of("colorbar", moved=POSITION, removed=POSITION)
+    )
+    assert (found["semanticity"], found["role"]) == ("positional", "colorbar position prior")
+
+
+def test_a_place_that_never_moves_is_left_to_twins():
+    still = {"share": 0.9, "lift": 7.0, "q": np.nan, "p": np.nan}
+    assert role([concept("text", **still)], twins_of("text"))["semanticity"] == "monosemantic"
+    assert role([concept("text", **still)], twins_of("text", removed=POSITION))["role"] == "text position prior"
+
+
+def test_finer_regions_are_no_concepts():
+    assert role([concept("title", **SEEN), concept("text")])["role"] == "diffuse"
+
+
+def test_taus_are_read_from_their_own_columns():
+    row = concept("chirp", **SEEN) | {"share_above_2": 0.9, "share_above_3": 0.81, "share_above_5": 0.5}
+    found = role_table(pd.DataFrame([row]), pd.DataFrame(twins_of("chirp")))
+    assert found.set_index("tau")["semanticity"].to_dict() == {2.0: "monosemantic", 3.0: "monosemantic", 5.0: "diffuse"}
+    assert detected(pd.DataFrame([row]), 5.0).tolist() == [False]
+
+
+def test_counts_add_up():
+    heads = [concept("chirp", **SEEN) | {"head": head} for head in range(3)] + [concept("chirp") | {"head": 3}]
+    found = role_counts(role_table(pd.DataFrame(heads), NO_TWINS))
+    at_three = found[found["tau"] == 3.0].set_index("role")
+    assert at_three["heads"].to_dict() == {"chirp (undecided)": 3, "diffuse": 1}
+    assert at_three["share"].to_dict() == {"chirp (undecided)": 0.75, "diffuse": 0.25}
+
+
+def test_evidence_is_what_speaks_least():
+    verdict, evidence = judged("chirp", pd.DataFrame(twins_of("chirp", moved=(0.7, 0.6, 0.8))))
+    assert verdict == "detector" and evidence == {"evidence": 0.7, "evidence_low": 0.6, "evidence_high": 0.8}
