@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
     texts = {
         "output_dir": "folder of the run (default: results/<model>-<data>-<pictures>)",
         "model": "bundled (default), tiny-random (a control), or a folder written by attribution.finetune",
-        "data": "default, published, or a folder with metadata.csv",
+        "data": "default, published, colorbar (the control task), or a folder with metadata.csv",
         "methods": "names, comma-separated; default, all; -name leaves one out; see --list-methods",
         "truths": "zero, mean, resample, counterfactual, shapley; default (the first two and the fourth), all",
         "checks": f"further trials: {', '.join(CHECKS)}; default (none, or all with --methods all), all, none",
@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "path_pictures": "the first so many pictures for methods of many passes (default: 32)",
         "resample_pictures": "... for resample ablation (default: 128)",
         "shapley_pictures": "... for Shapley values over gates (default: 16)",
-        "curve_pictures": "... for knock-out, and removal of heads in each method's order (default: 32)",
+        "curve_pictures": "... for removal curves, knock-out, heads with and without text (default: 32)",
         "check_pictures": "... for the other checks (default: 16)",
         "permutations": "of the gates, for Shapley values (default: 10)",
         "batch_size": "pictures in one pass (default: 16)",

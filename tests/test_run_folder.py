@@ -22,7 +22,7 @@ from analysis.run_folder import (
     with_output,
     write_results,
 )
-from analysis.run_tables import TABLES
+from analysis.run_tables import TABLES, with_roles
 from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 
@@ -221,3 +221,17 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_refused(tmp_path, monkeyp
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"a: no permission to write"):
         prepare_folder(tmp_path / "a")
+
+
+def test_the_scorecard_names_every_role():
+    scorecard = pd.DataFrame({"layer": [0, 0], "head": [0, 1], "ablation_zero_var_pct": [1.0, 2.0]})
+    rows = [
+        {"layer": 0, "head": head, "model": model, "query": query, "tau": tau, "role": f"{model} {query} {tau} {head}"}
+        for model in ("finetuned", "pretrained")
+        for query in ("cls", "mean")
+        for tau in (2.0, 3.0, 5.0)
+        for head in (1, 0)
+    ]
+    found = with_roles(scorecard, pd.DataFrame(rows).assign(evidence=0.5))
+    assert found["role"].tolist() == ["finetuned cls 3.0 0", "finetuned cls 3.0 1"]
+    assert found["role_evidence"].tolist() == [0.5, 0.5] and found["ablation_zero_var_pct"].tolist() == [1.0, 2.0]

@@ -7,9 +7,10 @@ from tiny_models import tiny_batch, tiny_model
 
 from analysis.checks import curves, trials
 from analysis.checks.evidence import Evidence
-from analysis.checks.trials import CHECKS, check_passes, chosen_checks, orders_of
+from analysis.checks.trials import CHECKS, check_passes, chosen_checks, looking_orders, orders_of
 from analysis.curve_areas import removal_counts
 from analysis.intervals import bootstrap_indices
+from analysis.localization import lift
 from analysis.models import OpenedModel
 from analysis.pictures import PictureSource
 from analysis.settings import CompareSettings
@@ -31,6 +32,7 @@ def test_which_checks_are_asked_for():
     assert chosen(methods=("all",), checks=("planted", "curves")) == ("curves", "planted")
     assert chosen(methods=("all",), estimate=5) == ()
     assert chosen(methods=("all",), checks=("none",)) == ()
+    assert chosen(checks=("roles",)) == ("concepts", "twins", "roles")  # what it is made of
     with pytest.raises(ValueError, match="checks: expected none alone, got none, curves"):
         chosen(checks=("none", "curves"))
     with pytest.raises(ValueError, match="checks: unknown one, expected some of curves, knockout"):
@@ -46,6 +48,17 @@ def test_orders_are_those_of_the_mean_score():
     assert [mean[pair] for pair in order["one"]] == sorted(mean.ravel(), reverse=True)
     assert sorted(order["flat"]) == [(layer, head) for layer in range(3) for head in range(2)]
     assert order["flat"] != tuple(sorted(order["flat"]))  # ties are not decided by the place in the model
+
+
+def test_orders_by_looking_are_those_of_the_mean_lift():
+    rng = np.random.default_rng(0)
+    maps, labels = rng.random((5, 3, 2, 4, 4)), rng.integers(0, 12, (5, 4, 4)).astype(np.uint8)
+    labels[1][labels[1] == 0] = 11  # a picture without a chirp
+    order = looking_orders(maps, labels, seed=0)["looks_at_chirp"]
+    expected = np.nanmean(lift(maps, labels == 0), axis=0)
+    assert [expected[pair] for pair in order] == sorted(expected.ravel(), reverse=True)
+    assert set(looking_orders(maps, labels, seed=0)) == {f"looks_at_{name}" for name in ("chirp", "text", "colorbar")}
+    assert looking_orders(maps, None, seed=0) == {}
 
 
 def test_curves_are_the_losses_without_the_heads(opened):
@@ -93,5 +106,7 @@ def test_costs_are_known_before_the_orders_are(opened, monkeypatch):
         monkeypatch.setitem(trials.CHECKS, name, type("Check", (), {"passes": staticmethod(passes)}))
     methods = {name: METHODS[name] for name in ("gate_ixg", "random")}
     found = check_passes(opened, PictureSource(4, None, {}), CompareSettings(checks=("all",)), methods)
-    assert set(found) == set(CHECKS) and set(asked) == {"gate_ixg", "random", "ablation_zero", "ablation_mean"}
+    looking = {f"looks_at_{region}" for region in ("chirp", "text", "colorbar")}
+    assert set(found) == set(CHECKS)
+    assert set(asked) == {"gate_ixg", "random", "ablation_zero", "ablation_mean"} | looking
     assert all(sorted(order) == sorted(asked["ablation_zero"]) for order in asked.values())
