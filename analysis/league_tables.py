@@ -76,8 +76,11 @@ def league_tables(
         predicted = {name: found for name, found in predicted.items() if methods[name].signed}
         if predicted:
             tables["calibration"] = calibration_table(predicted, truth.delta_loss, indices)
+    stands_for = duplicate_groups({name: scores[name] for name in on_trial})
     if any(np.isfinite(correlation(scores[name], truth.delta_loss)) for name in on_trial):
-        tables["differences"] = difference_table(scores, truth.delta_loss, controls, indices)
+        # A method under a second name is no further hypothesis.
+        distinct = {name: found for name, found in scores.items() if stands_for.get(name, name) == name}
+        tables["differences"] = difference_table(distinct, truth.delta_loss, controls, indices)
     tables["league"] = league_table(
         agreement,
         shared_table(scores, truths),
@@ -87,7 +90,7 @@ def league_tables(
         differences=tables.get("differences"),
         at_cost=tables.get("ablation_at_cost"),
         calibration=tables.get("calibration"),
-        duplicates=duplicate_groups({name: scores[name] for name in on_trial}),
+        duplicates=stands_for,
     )
     return {name: tables[name] for name in LEAGUE_TABLES if name in tables}
 

@@ -29,9 +29,8 @@ class CompareSettings:
     ``truths``: what removes a head (zero, mean, resample, counterfactual, shapley), and ``checks``, further trials of
     the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods: all``. What
     is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
-    ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order, knock-out and heads with
-    and without text,
-    ``check_pictures`` for the other checks.
+    ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order, knock-out, and heads
+    with and without text, ``check_pictures`` for the other checks.
     """
 
     output_dir: str | None = None
