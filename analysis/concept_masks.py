@@ -4,7 +4,7 @@ Takes patch labels, pictures and token norms; gives boolean masks `[image row co
 
 Concepts share no patch, or a head that looks at text would be called an edge detector for the edges of letters: the
 named things come first (chirp, text, colour bar), then sinks, then corners, then edges of what is left: axes, ticks,
-borders of the spectrogram, its noise.
+borders of the spectrogram. The noise inside it is full of edges, and of nothing: patches of its background have none.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def concept_masks(patch_labels: NDArray[np.uint8], drawn: Mapping[str, Masks], s
     numbers = region_indices()
     found = {name: np.isin(patch_labels, numbers[name]) for name in NAMED}
     free = ~np.any([found[name] for name in NAMED], axis=0)
-    for name, mask in ((SINK, sinks), *((name, drawn[name]) for name in DRAWN)):
+    noise = np.isin(patch_labels, numbers["plot_background"])
+    for name, mask in ((SINK, sinks), *((name, drawn[name] & ~noise) for name in DRAWN)):
         found[name] = mask & free
         free &= ~mask
     return {name: found[name] for name in CONCEPTS} | {name: np.isin(patch_labels, numbers[name]) for name in FINER}

@@ -102,7 +102,7 @@ class PictureSource:
     gives the pictures without the thing to be read, None where nobody knows them. ``occupancy()`` is the mean coverage
     of the thing to be read over the reference pictures, [row col], None where masks are not known. ``twin(edit, row)``
     gives a picture after an edit, None where the picture does not show the thing or cannot be edited so; it is itself
-    None where pictures have no twins.
+    None where pictures have no twins. ``answer_regions`` are those that tell what is to be read, where that is known.
     """
 
     count: int
@@ -114,6 +114,7 @@ class PictureSource:
     counterfactual: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
     occupancy: Callable[[], NDArray[np.float64]] | None = None
     twin: Callable[[Edit, int], Twin | None] | None = None
+    answer_regions: tuple[str, ...] = ()
 
 
 def region_indices() -> dict[str, tuple[int, ...]]:
@@ -209,6 +210,7 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         ),
         occupancy=lambda: reference_occupancy(config),
         twin=lambda edit, row: _twin(dataset, edit, row),
+        answer_regions=task_of(config.preset).answer_regions,
     )
 
 

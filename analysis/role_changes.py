@@ -5,14 +5,15 @@ examples:
   python -m analysis.role_changes results/reference results/seed-1 results/seed-2 --output-dir results/role-changes
 
 Takes folders that python -m analysis.compare --checks roles has written. Writes role_changes.csv (one row a pair of
-runs, model, query and threshold: how many confident roles of the first are others in the second) and
-roles_by_run.csv (one row a head). A role is confident where twins have decided it: detector or position prior. Loads
-no model.
+runs, model, query and threshold: how many confident roles of either are others in the other) and roles_by_run.csv (one
+row a head). A role is confident where twins have decided it: detector or position prior. Runs must be over as many
+pictures of the same make. Loads no model.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -52,10 +53,10 @@ def read_roles(folder: Path) -> pd.DataFrame:
 def role_changes(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a pair of runs, model, query and tau that both have.
 
-    ``confident``: heads whose role in the first run is a detector or a position prior; ``changed``, those of them whose
-    role is another in the second, ``changed_concept``, those that are about another concept there. ``kappa``: Cohen's,
-    of all roles, ``kappa_concept`` of their concepts; 1 where both runs give every head the same. Raises ValueError
-    where runs differ in their heads.
+    ``confident``: heads whose role in either run is a detector or a position prior; ``changed``, those of them whose
+    role is not the same in both, ``changed_concept``, those that are about another concept. ``kappa``: Cohen's, of all
+    roles, ``kappa_concept`` of their concepts; 1 where both runs give every head the same. Raises ValueError where runs
+    differ in their heads.
     """
     rows = []
     for (name_a, a), (name_b, b) in combinations(runs.items(), 2):
@@ -66,7 +67,7 @@ def role_changes(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
             both = left.merge(groups_b[key], on=HEAD, suffixes=("_a", "_b"), validate="one_to_one")
             if len(both) != len(left) or len(both) != len(groups_b[key]):
                 raise ValueError(f"{name_a} and {name_b}: expected runs over the same heads")
-            sure = both["verdict_a"].isin(CONFIDENT)
+            sure = both["verdict_a"].isin(CONFIDENT) | both["verdict_b"].isin(CONFIDENT)
             changed = sure & (both["role_a"] != both["role_b"])
             moved = sure & (both["concepts_a"] != both["concepts_b"])
             count = int(sure.sum())
@@ -100,7 +101,21 @@ def _named(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     names = [folder.resolve().name for folder in folders]
     if len(folders) < 2 or len(set(names)) < len(names):
         raise ValueError(f"expected two or more runs in folders of different names, got {', '.join(names) or 'none'}")
-    return {name: read_roles(folder) for name, folder in zip(names, folders, strict=True)}
+    roles = {name: read_roles(folder) for name, folder in zip(names, folders, strict=True)}
+    made = {name: _made_of(folder) for name, folder in zip(names, folders, strict=True)}
+    for what in next(iter(made.values())):
+        found = {name: one[what] for name, one in made.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise ValueError(f"expected runs of the same {what}, got {told}")
+    return roles
+
+
+def _made_of(folder: Path) -> dict[str, str]:
+    """What must be the same in all runs: how many pictures, and of which make; seed and model may differ."""
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    settings, data = record.get("settings", {}), record.get("data", {})
+    return {"data": str(data.get("preset", data.get("folder"))), "num_pictures": str(settings.get("num_pictures"))}
 
 
 def main(argv: list[str] | None = None) -> int:

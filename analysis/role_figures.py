@@ -40,8 +40,8 @@ def role_figures(tables: Mapping[str, pd.DataFrame], shown: Arrays | None) -> It
             "roles",
             "What each head is",
             "Colour and letters: the concept a head attends to (CLS query, lift of at least 3 in 80 % of the pictures "
-            "with it, q < 0.05); D: attention follows the thing (detector), P: it stays where it was (position prior), "
-            "?: undecided, –: no twin to test it." + note,
+            "with it; q < 0.05, but for position priors, which follow nothing); D: attention follows the thing "
+            "(detector), P: it stays where it was (position prior), ?: undecided, –: no twin to test it." + note,
             role_plots.role_map(roles),
         )
         yield (

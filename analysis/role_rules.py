@@ -3,16 +3,17 @@
 Takes the tables of :mod:`analysis.concept_tables` and :mod:`analysis.twin_effects`; gives one role a head, model, query
 and threshold. Knows no pictures and no model.
 
-- *Detected* is a concept with lift >= tau in at least 80 % of the pictures that contain it, at q < 0.05. Where a
-  concept never moves no permutation can reject (p is empty): there the lift decides, and twins judge.
+- *Detected* is a concept with lift >= tau in at least 80 % of the pictures that contain it, five or more, at q < 0.05.
 - *Monosemantic*: exactly one detected concept, and no other with lift above 1 at q < 0.05. *Polysemantic*: two or more
-  detected. *Unclassified*: one detected, and others that attract it too. *Positional*: none, but some concept has such
-  lifts all the same: the head looks where the thing tends to be, whether it is there or not. *Diffuse*: neither.
-- A head with one such concept (of several positional ones that of the highest lift) is a *detector* where every twin of
+  detected. *Unclassified*: one detected, and others that attract it too. *Diffuse*: none.
+- Two kinds of head without a detected concept have such lifts all the same, and are told from diffuse ones:
+  *positional*, where the permutation does not reject: the head looks where the thing tends to be and does not follow
+  it; and *position fixed*, where the thing never moves and no permutation could: there twins alone judge.
+- A head with one concept (of several without detection that of the highest lift) is a *detector* where every twin of
   the concept says content (lower limits above a half), a *position prior* where one says that attention stays (upper
-  limit below a half), else *undecided*.
-  Concepts without twins (edges, corners, sinks) stay *untested*.
-- Text that is let go only when its box goes too, not when a grey box takes its place, is *text box*, not *text*.
+  limit below a half) and none that it follows, else *undecided*. Without twins it is *untested*: edges, corners, sinks,
+  and all concepts of a folder's pictures. A positional head is never a detector.
+- Text that is let go when its box goes too, but not when a grey box takes its place, is *text box*, not *text*.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from analysis.twin_effects import EDITS
 SHARE_OF_PICTURES = 0.8
 SIGNIFICANT = 0.05
 CONTENT = 0.5  # above: attention acts on content; below: on position
+LEAST_PICTURES = 5  # with fewer the permutation test can hardly reject
 GREY = "grey(text)"
 # Titles are but a part of text: what they tell is reported, not required.
 REPORTED_ONLY = ("move(title)", GREY)
@@ -60,11 +62,16 @@ def role_table(concepts: pd.DataFrame, twins: pd.DataFrame, taus: Iterable[float
 
 def detected(concepts: pd.DataFrame, tau: float) -> pd.Series:
     """Whether each row's concept is detected at tau."""
-    return _looks(concepts, tau) & ((concepts["q_value"] < SIGNIFICANT) | concepts["p"].isna())
+    return _looks(concepts, tau) & (concepts["q_value"] < SIGNIFICANT)
 
 
 def _looks(concepts: pd.DataFrame, tau: float) -> pd.Series:
-    return concepts[f"share_above_{tau:g}"] >= SHARE_OF_PICTURES
+    return (concepts[f"share_above_{tau:g}"] >= SHARE_OF_PICTURES) & (concepts["n"] >= LEAST_PICTURES)
+
+
+def _is_fixed(concepts: pd.DataFrame) -> pd.Series:
+    """Whether a concept stands in the same place in all pictures, so that no permutation can reject."""
+    return concepts["p"].isna() & (concepts["n"] >= LEAST_PICTURES)
 
 
 def role_counts(roles: pd.DataFrame) -> pd.DataFrame:
@@ -76,24 +83,29 @@ def role_counts(roles: pd.DataFrame) -> pd.DataFrame:
 
 
 def _role(found: pd.DataFrame, twins: dict[str, pd.DataFrame], tau: float) -> dict[str, Any]:
-    is_detected, looks = detected(found, tau), _looks(found, tau)
-    attracts = (found["lift"] > 1) & (found["q_value"] < SIGNIFICANT)
+    is_detected, looks, fixed = detected(found, tau), _looks(found, tau), _is_fixed(found)
+    attracts = (found["lift"] > 1) & ((found["q_value"] < SIGNIFICANT) | fixed)
     names = found.loc[is_detected, "concept"].tolist()
     if len(names) > 1:
         count = int(found.loc[is_detected, "n"].min())
         return _named("polysemantic", names, "", "polysemantic", count)
     if not names and not looks.any():
         return _named("diffuse", [], "", "diffuse", int(found["n"].max()))
-    chosen = found[is_detected if names else looks].nlargest(1, "lift").iloc[0]
-    concept, count = str(chosen["concept"]), int(chosen["n"])
+    candidates = found[is_detected if names else looks]
+    first = int(candidates["lift"].to_numpy().argmax())
+    concept, count = str(candidates["concept"].iloc[first]), int(candidates["n"].iloc[first])
     verdict, evidence = judged(concept, twins[concept])
-    thing = "text box" if concept == "text" and _is_of_boxes(twins[concept]) else concept
+    semanticity = "position fixed" if _is_fixed(candidates).iloc[first] else "positional"
+    if names:
+        semanticity = "unclassified" if (attracts & ~is_detected).any() else "monosemantic"
+    elif semanticity == "positional" and verdict == "detector":
+        verdict = "undecided"  # twins and permutation contradict each other
+    thing = (
+        "text box" if concept == "text" and verdict != "position prior" and _is_of_boxes(twins[concept]) else concept
+    )
     role = f"{thing} {verdict}" if verdict in ("detector", "position prior") else f"{thing} ({verdict})"
-    if not names:
-        return _named("positional", [concept], verdict, role, count) | evidence
-    if (attracts & ~is_detected).any():
-        return _named("unclassified", names, verdict, f"{role}, among others", count) | evidence
-    return _named("monosemantic", names, verdict, role, count) | evidence
+    role += ", among others" if semanticity == "unclassified" else ""
+    return _named(semanticity, [concept], verdict, role, count) | evidence
 
 
 def _named(semanticity: str, concepts: list[str], verdict: str, role: str, count: int) -> dict[str, Any]:
@@ -102,26 +114,33 @@ def _named(semanticity: str, concepts: list[str], verdict: str, role: str, count
 
 
 def judged(concept: str, twins: pd.DataFrame) -> tuple[str, dict[str, float]]:
-    """The verdict of a concept's twins on one head, and the statistic that speaks least for content."""
-    none = {"evidence": np.nan, "evidence_low": np.nan, "evidence_high": np.nan}
-    if concept not in EDITS:
-        return "untested", none
-    rows = twins[~twins["edit"].isin(REPORTED_ONLY)].dropna(subset=["value", "ci_low", "ci_high"])
-    if rows.empty:
-        return "undecided", none
-    least = int(rows["value"].to_numpy().argmin())
+    """The verdict of a concept's twins on one head, and the statistic that decided it, or speaks least for content.
+
+    The twins that the pictures have decide; those of :data:`REPORTED_ONLY` do not.
+    """
+    offered = twins[~twins["edit"].isin(REPORTED_ONLY)]
+    if concept not in EDITS or offered.empty:
+        return "untested", _evidence(offered.iloc[:0])
+    rows = offered.dropna(subset=["value", "ci_low", "ci_high"])
+    of_place = rows[rows["statistic"] != "keep"]  # other letters in the same place say nothing of the place
+    stays, follows = of_place[of_place["ci_high"] < CONTENT], of_place[of_place["ci_low"] > CONTENT]
+    if len(stays) and not len(follows):
+        return "position prior", _evidence(stays)
+    if len(rows) == len(offered) and (rows["ci_low"] > CONTENT).all():
+        return "detector", _evidence(rows)
+    return "undecided", _evidence(rows)
+
+
+def _evidence(rows: pd.DataFrame) -> dict[str, float]:
+    """The row with the smallest value; NaN where there is none."""
     limits = {"evidence": "value", "evidence_low": "ci_low", "evidence_high": "ci_high"}
-    evidence = {name: float(rows[column].iloc[least]) for name, column in limits.items()}
-    required = {edit for edit in EDITS[concept] if edit not in REPORTED_ONLY}
-    if (rows["ci_high"] < CONTENT).any():
-        # Text that is let go when its letters change is not a matter of position.
-        stays = rows[(rows["ci_high"] < CONTENT) & (rows["statistic"] != "keep")]
-        return ("position prior" if len(stays) else "undecided"), evidence
-    if set(rows["edit"]) == required and (rows["ci_low"] > CONTENT).all():
-        return "detector", evidence
-    return "undecided", evidence
+    if rows.empty:
+        return dict.fromkeys(limits, np.nan)
+    least = int(rows["value"].to_numpy().argmin())
+    return {name: float(rows[column].iloc[least]) for name, column in limits.items()}
 
 
 def _is_of_boxes(twins: pd.DataFrame) -> bool:
-    grey = twins[twins["edit"] == GREY]
-    return bool((grey["ci_high"] < CONTENT).any())
+    """Whether attention lets go of text, but not of a grey box in its place."""
+    gone, grey = twins[twins["edit"] == "without(text)"], twins[twins["edit"] == GREY]
+    return bool((gone["ci_low"] > CONTENT).any() and (grey["ci_high"] < CONTENT).any())

@@ -6,15 +6,19 @@ are. Knows no head and no method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.models import OpenedModel, preprocessed
-from analysis.pictures import PictureSource, Twin
+from analysis.pictures import SCORED_REGIONS, SYNTHESIZER_CODE, PictureSource, Twin
 from attribution.batch import Batch
 from data_synth.twins import Edit
+
+# Modules of this package whose source decides what a twin is.
+TWIN_CODE = ("analysis.twin_batches", "analysis.pictures", *SYNTHESIZER_CODE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,11 @@ def twin_batch(opened: OpenedModel, source: PictureSource, batch: Batch, edit: E
     images = np.stack([twin.image for twin in found.values()])
     twins = replace(batch.select(list(found)), pixel_values=preprocessed(opened, images))
     return TwinBatch(tuple(found), twins, images, np.stack([twin.patch_labels for twin in found.values()]))
+
+
+def irrelevant(source: PictureSource, items: Sequence[str]) -> tuple[str, ...]:
+    """Those of some regions that tell nothing of what is to be read off these pictures."""
+    return tuple(item for item in items if not set(SCORED_REGIONS[item]) & set(source.answer_regions))
 
 
 def spread(values: NDArray[np.floating], places: tuple[int, ...], count: int) -> NDArray[np.float64]:

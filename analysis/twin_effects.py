@@ -1,7 +1,8 @@
 """Does attention follow the thing, or stay where it is? Attention before and after a twin's edit.
 
 Takes lifts (density of attention over chance) on where the thing was and where it is now, before and after the edit;
-gives three statistics a head, 1 where it acts on content and 0 where it acts on position. Knows no model.
+gives three statistics a head. The first two are 1 where it acts on content and 0 where it acts on position; the third
+is 1 where other letters make no difference to it, be it for content or for position. Knows no model.
 
 ``let_go`` (thing removed): the part of the excess over chance that leaves the place, (lift - lift after) / (lift - 1).
 ``follow`` (thing moved): with the contrast of the two places D = lift(here) - lift(there), (D before + D after) /

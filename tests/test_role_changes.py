@@ -1,5 +1,7 @@
 """Roles of two runs side by side, from tables written by hand."""
 
+import json
+
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -22,18 +24,22 @@ def roles(names):
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
 
-def run_folder(folder, names, *, finished=True):
+def run_folder(folder, names, *, finished=True, count=9):
     folder.mkdir()
     write_table(roles(names), folder / "roles.csv")
     if finished:
-        (folder / "manifest.json").write_text("{}")
+        (folder / "manifest.json").write_text(
+            json.dumps({"settings": {"num_pictures": count}, "data": {"preset": "p"}})
+        )
     return folder
 
 
 def test_changes_by_hand():
     row = role_changes({"a": roles(FIRST), "b": roles(SECOND)}).iloc[0]
-    assert (row["heads"], row["confident"], row["changed"], row["changed_concept"]) == (6, 3, 2, 1)
-    assert row["share_changed"] == pytest.approx(2 / 3) and row["share_changed_concept"] == pytest.approx(1 / 3)
+    assert (row["heads"], row["confident"], row["changed"], row["changed_concept"]) == (6, 4, 3, 2)
+    assert row["share_changed"] == pytest.approx(3 / 4) and row["share_changed_concept"] == pytest.approx(1 / 2)
+    back = role_changes({"b": roles(SECOND), "a": roles(FIRST)}).iloc[0]
+    assert (back["confident"], back["changed"], back["kappa"]) == (4, 3, pytest.approx(row["kappa"]))
     assert row["kappa"] == pytest.approx(cohen_kappa_score(FIRST, SECOND))
 
 
@@ -55,7 +61,7 @@ def test_command(tmp_path, capsys):
     folders = [run_folder(tmp_path / name, names) for name, names in (("one", FIRST), ("two", SECOND))]
     assert main([*map(str, folders), "--output-dir", str(tmp_path / "out")]) == 0
     found = pd.read_csv(tmp_path / "out" / "role_changes.csv")
-    assert (found["run_a"][0], found["run_b"][0], found["changed"][0]) == ("one", "two", 2)
+    assert (found["run_a"][0], found["run_b"][0], found["changed"][0]) == ("one", "two", 3)
     assert (
         len(pd.read_csv(tmp_path / "out" / "roles_by_run.csv")) == 6 and "role_changes" not in capsys.readouterr().err
     )
@@ -71,6 +77,10 @@ def test_command(tmp_path, capsys):
             "expected a finished run",
         ),
         (lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST[:3])], "the same heads"),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, count=8)],
+            "expected runs of the same num_pictures, got one 9, two 8",
+        ),
     ],
 )
 def test_bad_input(tmp_path, capsys, make, expected):

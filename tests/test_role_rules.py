@@ -55,20 +55,34 @@ def test_a_detector_of_one_concept():
     assert found["evidence"] == 0.9 and found["n"] == 20
 
 
+@pytest.mark.parametrize("other", [POSITION, UNSURE])
 @pytest.mark.parametrize("which", ["removed", "moved"])
-def test_a_twin_that_says_stay_makes_a_position_prior(which):
-    found = role([concept("colorbar", **SEEN)], twins_of("colorbar", **{which: POSITION}))
+def test_twins_that_say_stay_make_a_position_prior(which, other):
+    told = dict.fromkeys(("removed", "moved"), other) | {which: POSITION}
+    found = role([concept("colorbar", **SEEN)], twins_of("colorbar", **told))
     assert found["role"] == "colorbar position prior" and found["evidence"] == 0.1
+    text = twins_of("text", removed=POSITION, grey=POSITION, kept=(0.05, 0.0, 0.2))
+    found = role([concept("text", **SEEN)], text)  # no box about it; what is kept says nothing of the place
+    assert found["role"] == "text position prior" and found["evidence"] == 0.1
+
+
+@pytest.mark.parametrize("which", ["removed", "moved"])
+def test_twins_that_contradict_each_other_decide_nothing(which):
+    found = role([concept("colorbar", **SEEN)], twins_of("colorbar", **{which: POSITION}))
+    assert found["role"] == "colorbar (undecided)"
 
 
 def test_limits_on_both_sides_leave_it_open():
     assert role([concept("chirp", **SEEN)], twins_of("chirp", moved=UNSURE))["role"] == "chirp (undecided)"
-    assert role([concept("chirp", **SEEN)])["role"] == "chirp (undecided)"
-    half = twins_of("chirp")[:1]  # one twin alone is not enough
-    assert role([concept("chirp", **SEEN)], half)["role"] == "chirp (undecided)"
+    blind = [
+        twin("chirp", "chirp_elsewhere", "follow", CONTENT),
+        twin("chirp", "without(chirp)", "let_go", (np.nan,) * 3),
+    ]
+    assert role([concept("chirp", **SEEN)], blind)["role"] == "chirp (undecided)"
 
 
 def test_concepts_without_twins_stay_untested():
+    assert role([concept("chirp", **SEEN)])["role"] == "chirp (untested)"  # the pictures of a folder
     assert role([concept("sink", **SEEN)])["role"] == "sink (untested)"
     assert role([concept("edge", **SEEN), concept("chirp")])["verdict"] == "untested"
 
@@ -99,12 +113,26 @@ def test_where_the_thing_tends_to_be():
         [concept("colorbar", share=0.9, lift=7.0, q=0.4)], twins_of("colorbar", moved=POSITION, removed=POSITION)
     )
     assert (found["semanticity"], found["role"]) == ("positional", "colorbar position prior")
+    found = role([concept("chirp", share=0.9, lift=7.0, q=0.4)], twins_of("chirp"))
+    assert (found["semanticity"], found["role"]) == ("positional", "chirp (undecided)")  # never a detector
 
 
 def test_a_place_that_never_moves_is_left_to_twins():
     still = {"share": 0.9, "lift": 7.0, "q": np.nan, "p": np.nan}
-    assert role([concept("text", **still)], twins_of("text"))["semanticity"] == "monosemantic"
-    assert role([concept("text", **still)], twins_of("text", removed=POSITION))["role"] == "text position prior"
+    found = role([concept("text", **still)], twins_of("text")[:1])  # nothing else can be done to a fixed figure
+    assert (found["semanticity"], found["role"]) == ("position fixed", "text detector")
+    stays = twins_of("text", removed=POSITION)[:1]
+    assert role([concept("text", **still)], stays)["role"] == "text position prior"
+    beside = role([concept("chirp", **SEEN), concept("text", **still)], twins_of("chirp"))
+    assert beside["semanticity"] == "unclassified"  # what cannot be tested may still attract
+
+
+def test_a_concept_in_hardly_any_picture_is_no_concept():
+    """The permutation cannot reject there, nor can it be fixed."""
+    rare = {"share": 1.0, "lift": 40.0, "q": np.nan, "p": np.nan, "n": 1}
+    assert role([concept("sink", **rare)])["role"] == "diffuse"
+    found = role([concept("chirp", **SEEN), concept("sink", **rare)], twins_of("chirp"))
+    assert found["semanticity"] == "monosemantic"
 
 
 def test_finer_regions_are_no_concepts():
@@ -122,8 +150,8 @@ def test_counts_add_up():
     heads = [concept("chirp", **SEEN) | {"head": head} for head in range(3)] + [concept("chirp") | {"head": 3}]
     found = role_counts(role_table(pd.DataFrame(heads), NO_TWINS))
     at_three = found[found["tau"] == 3.0].set_index("role")
-    assert at_three["heads"].to_dict() == {"chirp (undecided)": 3, "diffuse": 1}
-    assert at_three["share"].to_dict() == {"chirp (undecided)": 0.75, "diffuse": 0.25}
+    assert at_three["heads"].to_dict() == {"chirp (untested)": 3, "diffuse": 1}
+    assert at_three["share"].to_dict() == {"chirp (untested)": 0.75, "diffuse": 0.25}
 
 
 def test_evidence_is_what_speaks_least():

@@ -90,15 +90,47 @@ def test_position_control_sees_through_the_position_head(tables):
     assert chirp["lift_position"] < 2 and chirp["lift"] > 10 and chirp["p"] == 0.001
 
 
+def blobs(rng, count):
+    """Maps with one bright spot each, somewhere else in every picture."""
+    rows, cols = np.arange(16)[:, None], np.arange(16)[None]
+    centres = rng.uniform(0, 16, (32, count, 2, 1, 1))
+    return np.exp(-((rows - centres[:, :, 0]) ** 2 + (cols - centres[:, :, 1]) ** 2) / 4) + 1e-6
+
+
+def habits(rng, count):
+    """Maps that are the same in all pictures: one bright spot at the place of a chirp of some other picture."""
+    return np.tile(blobs(rng, count)[:1], (32, 1, 1, 1)) * rng.uniform(0.9, 1.1, (32, count, 16, 16))
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_maps_that_know_nothing_are_no_detectors(preset):
+    """Spots and habits, which can reach high lifts, on real masks with a sink in one picture alone."""
+    size, rng = 224, np.random.default_rng(1)
+    pictures = open_pictures(preset, 32, seed=3, image_size=size, patch_size=14, target_names=TARGET_NAMES)
+    maps = np.concatenate([blobs(rng, 30), habits(rng, 30)], axis=1)[:, :, None]  # [image layer head row col]
+    sinks = np.zeros((32, 16, 16), dtype=bool)
+    sinks[4, 8, 8] = True
+    masks = concept_masks(pictures.patch_labels, drawn_masks(pictures.images, 16, 16), sinks)
+    found = concept_table(
+        maps, masks, CONCEPTS, bootstrap_indices(32, 20), model="random", query="cls", seed=0, num_permutations=299
+    )
+    tested = found.dropna(subset=["q_value"])
+    assert (tested["q_value"] < 0.05).mean() <= 0.05
+    named = role_table(found, pd.DataFrame(columns=list(TWIN_COLUMNS)))
+    false = named["semanticity"].isin(["monosemantic", "polysemantic", "unclassified"])
+    assert false.mean() <= 0.05 and not (named["concepts"] == "sink").any()
+    assert (found["share_above_2"] >= 0.8).any() or preset == "default"  # lifts alone would have named some
+
+
 def test_random_maps_have_no_role():
     """Maps that know nothing of their pictures, on real masks: false roles in at most 5 % of the heads."""
     pictures = open_pictures("default", 32, seed=3, image_size=224, patch_size=14, target_names=TARGET_NAMES)
     rng = np.random.default_rng(0)
-    maps = rng.gamma(0.3, size=(32, 6, 12, 16, 16))
+    maps = rng.gamma(0.3, size=(32, 2, 12, 16, 16))
     drawn = drawn_masks(pictures.images, 16, 16)
     masks = concept_masks(pictures.patch_labels, drawn, np.zeros((32, 16, 16), dtype=bool))
     found = concept_table(
-        maps, masks, CONCEPTS, bootstrap_indices(32, 20), model="random", query="cls", seed=0, num_permutations=499
+        maps, masks, CONCEPTS, bootstrap_indices(32, 20), model="random", query="cls", seed=0, num_permutations=299
     )
     assert (found["q_value"] < 0.05).mean() <= 0.05
     named = role_table(found, pd.DataFrame(columns=list(TWIN_COLUMNS)))

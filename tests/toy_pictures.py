@@ -82,7 +82,7 @@ def toy_source(count=COUNT):
             return None
         return Twin(*draw_picture(*edited_places(edit, row)))
 
-    return PictureSource(count, draw, {}, twin=twin)
+    return PictureSource(count, draw, {}, twin=twin, answer_regions=("chirp",))
 
 
 def toy_model(dtype=torch.float64):

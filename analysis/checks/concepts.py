@@ -8,6 +8,7 @@ Other checks that look at both models take them from here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,11 @@ def passes(
         return {NAME: found}
 
     modules = (__name__, "analysis.concept_masks", "attribution.token_norms", "attribution.heads")
-    depends_on = {"seed": settings.seed, "code": code_sha256((*modules, "attribution.randomised", "analysis.models"))}
+    depends_on = {
+        "seed": settings.seed,
+        "scikit-image": version("scikit-image"),
+        "code": code_sha256((*modules, "attribution.randomised", "analysis.models")),
+    }
     return [Pass(NAME, {NAME: depends_on}, compute, 1.0 + 2.0 * (len(builds) - 1))]
 
 

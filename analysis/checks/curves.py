@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.checks.evidence import Evidence, Head, Orders
+from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
 from analysis.curve_areas import curve_table, removal_counts
 from analysis.models import OpenedModel
 from analysis.own_code import code_sha256
@@ -65,17 +65,21 @@ def table(evidence: Evidence) -> pd.DataFrame:
     counts = removal_counts(len(next(iter(evidence.orders.values()))))
     curves = {
         name: {end: np.stack([losses[:, place[heads]] for heads in _sets_of(order, end, counts)]) for end in ENDS}
-        for name, order in evidence.orders.items()
+        for name, order in ranked_orders(evidence.orders).items()
     }
     return curve_table(curves, counts, evidence.indices)
 
 
 def head_sets(orders: Orders) -> list[tuple[Head, ...]]:
     """Every set of heads that some order removes, each once, sorted within and in a fixed order."""
-    sets = {
-        heads for order in orders.values() for end in ENDS for heads in _sets_of(order, end, removal_counts(len(order)))
-    }
+    ranked = ranked_orders(orders).values()
+    sets = {heads for order in ranked for end in ENDS for heads in _sets_of(order, end, removal_counts(len(order)))}
     return sorted(sets, key=lambda heads: (len(heads), heads))
+
+
+def ranked_orders(orders: Orders) -> dict[str, tuple[Head, ...]]:
+    """The orders that say how much heads matter, of methods and truths; not those of where they look."""
+    return {name: order for name, order in orders.items() if not name.startswith(LOOKS_AT)}
 
 
 def _sets_of(order: Sequence[Head], end: str, counts: Sequence[int]) -> list[tuple[Head, ...]]:

@@ -18,11 +18,11 @@ from analysis.intervals import interval_over_images, weighted_mean
 from analysis.models import OpenedModel
 from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
-from analysis.pictures import SYNTHESIZER_CODE, PictureSource
+from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from analysis.truth_passes import sweep_forwards
-from analysis.twin_batches import spread, twin_batch
+from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch
 from attribution.method import Method
@@ -30,7 +30,7 @@ from attribution.vit import head_layout
 from data_synth.twins import without
 
 NAME = "check_distraction"
-ITEMS = ("text", "title", "x_label", "y_label", "x_ticks", "y_ticks", "colorbar")
+ITEMS = ("text", "title", "x_label", "y_label", "x_ticks", "y_ticks", "colorbar", "chirp")  # less what is to be read
 SLOPE = "slope"
 COLUMNS = (
     *("level", "layer", "head", "item", "with_var_pct", "without_var_pct", "difference_var_pct"),
@@ -55,16 +55,17 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: {"delta_loss": effects_without(opened, source, batch, batch_size)}}
 
-    modules = (__name__, "attribution.ablation", "analysis.models", *SYNTHESIZER_CODE)
+    modules = (__name__, "attribution.ablation", "analysis.models", *TWIN_CODE)
     rows = first_rows(settings.curve_pictures, source.count)
-    forwards = len(ITEMS) * sweep_forwards(opened)
-    return [Pass(NAME, {NAME: {"items": ITEMS, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
+    items = irrelevant(source, ITEMS)
+    forwards = len(items) * sweep_forwards(opened)
+    return [Pass(NAME, {NAME: {"items": items, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
 
 
 def effects_without(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> Floats:
     """Effect of removing each head from the twins without each item, [image item layer head]; NaN: no such item."""
     found: dict[str, Floats] = {}
-    for item in ITEMS:
+    for item in irrelevant(source, ITEMS):
         twins = twin_batch(opened, source, batch, without(item))
         if twins is not None:
             effects = zero_ablation(opened.model, twins.batch, batch_size=batch_size).delta_loss.numpy()

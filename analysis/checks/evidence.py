@@ -20,6 +20,7 @@ from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 from attribution.method import Method
 
+LOOKS_AT = "looks_at_"  # begins the names of orders by attention to a region
 Head = tuple[int, int]  # layer, head
 # Method or truth -> all heads, most important first by its mean score; ``looks_at_<region>`` -> all heads, those that
 # attend to it most first.

@@ -15,15 +15,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from analysis.checks.evidence import Evidence, Head, Orders
+from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
 from analysis.intervals import bootstrap_interval, interval_over_images, weighted_root_ratio
 from analysis.models import OpenedModel
 from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
-from analysis.pictures import SYNTHESIZER_CODE, PictureSource
+from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
-from analysis.twin_batches import spread, twin_batch
+from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
 from attribution.batch import Batch
 from attribution.method import Method
 from attribution.sweep import predictions_without
@@ -31,9 +31,8 @@ from attribution.vit import loss_per_image
 from data_synth.twins import without
 
 NAME = "check_necessity"
-ITEMS = ("text", "colorbar")
+ITEMS = ("text", "colorbar", "chirp")  # less what is to be read
 GROUP_SIZES = (1, 5, 10)
-LOOKS_AT = "looks_at_"
 COLUMNS = (
     *("item", "heads", "names", "shift_with", "shift_without", "ratio", "ratio_ci_low", "ratio_ci_high"),
     *("effect_with_var_pct", "effect_without_var_pct", "difference_var_pct", "ci_low", "ci_high", "n"),
@@ -54,21 +53,25 @@ def passes(
     [image item group], what it adds to the loss; NaN where the picture does not show the item."""
     if source.twin is None:
         return []
-    chosen = groups(orders)
+    chosen = groups(orders, source)
+    if not chosen:
+        return []
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: removed(opened, source, batch, chosen, batch_size)}
 
-    modules = (__name__, "attribution.sweep", "analysis.models", *SYNTHESIZER_CODE)
+    modules = (__name__, "attribution.sweep", "analysis.models", *TWIN_CODE)
     depends_on = {"groups": {item: [list(group) for group in found] for item, found in chosen.items()}}
     rows = first_rows(settings.curve_pictures, source.count)
-    forwards = 2.0 * len(ITEMS) * (1 + len(GROUP_SIZES))
+    forwards = 2.0 * sum(1 + len(found) for found in chosen.values())
     return [Pass(NAME, {NAME: depends_on | {"code": code_sha256(modules)}}, compute, forwards, rows=rows)]
 
 
-def groups(orders: Orders) -> dict[str, list[tuple[Head, ...]]]:
-    """The first 1, 5 and 10 heads by attention to each item."""
-    return {item: [orders[LOOKS_AT + item][:size] for size in GROUP_SIZES] for item in ITEMS}
+def groups(orders: Orders, source: PictureSource) -> dict[str, list[tuple[Head, ...]]]:
+    """The first 1, 5 and 10 heads by attention to each irrelevant item, as far as the model has more heads."""
+    chosen = {item: orders[LOOKS_AT + item] for item in irrelevant(source, ITEMS)}
+    found = {item: [order[:size] for size in GROUP_SIZES if size < len(order)] for item, order in chosen.items()}
+    return {item: sets for item, sets in found.items() if sets}
 
 
 def removed(
@@ -81,14 +84,14 @@ def removed(
     """The arrays of the pass (see :func:`passes`)."""
     num_targets = batch.labels.shape[1]
     found: dict[str, list[Floats]] = {}
-    for item in ITEMS:
+    for item, found_groups in chosen.items():
         twins = twin_batch(opened, source, batch, without(item))
         for side in ("with", "without"):
-            moved = np.full((len(batch), len(GROUP_SIZES), num_targets), np.nan)
-            delta = np.full((len(batch), len(GROUP_SIZES)), np.nan)
+            moved = np.full((len(batch), len(found_groups), num_targets), np.nan)
+            delta = np.full((len(batch), len(found_groups)), np.nan)
             if twins is not None:
                 part = twins.batch if side == "without" else batch.select(list(twins.places))
-                scenarios = [(), *chosen[item]]
+                scenarios = [(), *found_groups]
                 outputs, _ = predictions_without(opened.model, part.pixel_values, scenarios, batch_size=batch_size)
                 labels = part.labels.to("cpu", torch.float64)
                 losses = torch.stack([loss_per_image(one, labels) for one in outputs])
@@ -106,13 +109,13 @@ def table(evidence: Evidence) -> pd.DataFrame:
     with: 0 where the heads act only on what is there to be seen, 1 where it makes no difference to them.
     ``effect_...``: rise of the loss (% of the label variance), ``difference`` paired, with 95 % BCa interval.
     """
-    if evidence.source.twin is None:
+    if evidence.source.twin is None or not groups(evidence.orders, evidence.source):
         return pd.DataFrame(columns=list(COLUMNS))
     found = evidence.read(NAME)
     indices = evidence.indices(len(found["delta_with"]))
     rows = []
-    for place, item in enumerate(ITEMS):
-        for number, group in enumerate(groups(evidence.orders)[item]):
+    for place, (item, found_groups) in enumerate(groups(evidence.orders, evidence.source).items()):
+        for number, group in enumerate(found_groups):
             with_item, without_item = (
                 (found[f"moved_{side}"][:, place, number] ** 2).mean(axis=-1, keepdims=True)
                 for side in ("with", "without")

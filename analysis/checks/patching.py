@@ -26,11 +26,11 @@ from analysis.intervals import (
 from analysis.models import OpenedModel
 from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
-from analysis.pictures import SYNTHESIZER_CODE, PictureSource
+from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from analysis.truth_passes import sweep_forwards
-from analysis.twin_batches import spread, twin_batch
+from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch
 from attribution.contexts import contexts
@@ -39,7 +39,7 @@ from attribution.vit import head_layout
 from data_synth.twins import without
 
 NAME = "check_patching"
-ITEMS = ("text", "colorbar")
+ITEMS = ("text", "colorbar", "chirp")  # less what is to be read
 COLUMNS = (
     *("layer", "head", "item", "share", "ci_low", "ci_high"),
     *("shift_with", "shift_without", "shift_ratio", "shift_ratio_ci_low", "shift_ratio_ci_high", "twin_shift", "n"),
@@ -65,10 +65,11 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: patched(opened, source, batch, batch_size)}
 
-    modules = (__name__, "attribution.ablation", "analysis.models", *SYNTHESIZER_CODE)
+    modules = (__name__, "attribution.ablation", "analysis.models", *TWIN_CODE)
     rows = first_rows(settings.curve_pictures, source.count)
-    forwards = len(ITEMS) * (3 * sweep_forwards(opened) + 1)
-    return [Pass(NAME, {NAME: {"items": ITEMS, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
+    items = irrelevant(source, ITEMS)
+    forwards = len(items) * (3 * sweep_forwards(opened) + 1)
+    return [Pass(NAME, {NAME: {"items": items, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
 
 
 def patched(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> Arrays:
@@ -80,8 +81,9 @@ def patched(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size
         for name in ("patched", "removed_with", "removed_without")
     }
     found: dict[str, list[Floats]] = {name: [] for name in shapes}
+    chosen = irrelevant(source, ITEMS)
     for item in ITEMS:
-        twins = twin_batch(opened, source, batch, without(item))
+        twins = twin_batch(opened, source, batch, without(item)) if item in chosen else None
         if twins is None:
             for name, shape in shapes.items():
                 found[name].append(np.full((len(batch), *shape), np.nan))

@@ -88,6 +88,8 @@ def table(evidence: Evidence) -> pd.DataFrame:
     effects = 100 * ((residuals**2).mean(axis=2) - (residuals[:, :1] ** 2).mean(axis=2))  # [image scenario]
     moved = residuals - residuals[:, :1]
     pairs = [heads for heads in scenarios if len(heads) == 2]
+    if not pairs:  # a model of one head
+        return pd.DataFrame(columns=list(COLUMNS))
     first, second, both = (
         np.array([place[heads[:1]] for heads in pairs]),
         np.array([place[heads[1:]] for heads in pairs]),

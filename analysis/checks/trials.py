@@ -30,8 +30,7 @@ from analysis.checks import (
     sensitivity,
     twins,
 )
-from analysis.checks.evidence import Evidence, Head, Orders
-from analysis.checks.necessity import LOOKS_AT
+from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
 from analysis.curve_areas import head_order
 from analysis.models import OpenedModel
 from analysis.passes import Pass
