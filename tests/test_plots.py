@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import xml.etree.ElementTree as ElementTree
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import Normalize, SymLogNorm, to_rgba
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis import artists, method_plots, plots
 
@@ -524,3 +526,18 @@ def test_save_figure_writes_the_same_bytes_twice_without_a_date(tmp_path, tables
 def test_save_figure_keeps_dots_in_the_name(tmp_path):
     png, _ = artists.save_figure(Figure((1, 1)), tmp_path / "step.16")
     assert png.name == "step.16.png"
+
+
+def test_saved_colours_are_those_drawn_but_for_what_nobody_sees(tmp_path):
+    """A palette of 256 colours, on the hardest picture: every hue at once beside thin lines and text."""
+    figure = Figure((3, 2))
+    ax = figure.add_subplot()
+    ax.imshow(np.linspace(0, 1, 600).reshape(20, 30), cmap="hsv")
+    ax.plot([0, 29], [0, 19], color="k", lw=0.5)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    png, _ = artists.save_figure(figure, tmp_path / "figure")
+    with Image.open(buffer) as before, Image.open(png) as after:
+        assert after.mode == "P"
+        drawn, saved = (np.asarray(image.convert("RGB")).astype(int) for image in (before, after))
+    assert drawn.shape == saved.shape and np.abs(drawn - saved).max() <= 24
