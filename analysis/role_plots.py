@@ -218,7 +218,7 @@ def distraction_profile(distraction: pd.DataFrame, slopes: pd.DataFrame) -> Figu
         panel.vlines(rows["layer"], rows["ci_low"], rows["ci_high"], colors=BLUE, linewidth=2, alpha=0.5, zorder=2)
         panel.plot(rows["layer"], rows[DIFFERENCE[0]], "o-", color=BLUE, linewidth=0.8, markersize=4, zorder=3)
         trend = trends.reindex([item]).to_numpy(float)[0]
-        title = "slope {:.2g} [{:.2g}, {:.2g}]".format(*trend) if np.isfinite(trend[0]) else "no slope"
+        title = "slope {:.4f} [{:.4f}, {:.4f}]".format(*trend) if np.isfinite(trend[0]) else "no slope"
         dress(panel, "", "", f"{str(item).replace('_', ' ')}\n{true_minus(title)}")
     effect_scale(panels[0], "y", layers[DIFFERENCE].to_numpy(float).ravel(), "(% of the label variance)")
     label = f"effect with minus effect without the item\n{panels[0].get_ylabel()}"

@@ -345,8 +345,8 @@ def test_distraction_profile_draws_whole_layers_with_their_intervals(tables):
         assert np.array_equal(ax.lines[1].get_xydata(), rows[["layer", DIFFERENCE[0]]])
         spans = [path.vertices[:, 1].tolist() for path in ax.collections[0].get_paths()]
         assert np.allclose(sorted(spans), sorted(rows[["ci_low", "ci_high"]].to_numpy().tolist()))
-        mean = f"{slopes.loc[item, 'slope_var_pct_per_layer']:.2g}".replace("-", "−")
-        assert ax.get_title() == f"{item.replace('_', ' ')}\nslope {mean} [−0.012, 0.021]"
+        mean = f"{slopes.loc[item, 'slope_var_pct_per_layer']:.4f}".replace("-", "−")
+        assert ax.get_title() == f"{item.replace('_', ' ')}\nslope {mean} [−0.0123, 0.0212]"
     label = figure.get_supylabel()
     assert label == "effect with minus effect without the item\n(% of the label variance)"
 
