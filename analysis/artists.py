@@ -38,6 +38,7 @@ CORNERS = {
     (0, 0): "neither",
     (1, 0): "looks there, does not help",
 }
+LEAST_SEEN = 8  # of 255, in any of red, green and blue
 CEILING = "noise ceiling of different pictures"
 PLAIN = FuncFormatter(lambda value, _: true_minus(f"{value:g}"))
 UNITS = {"var_pct": "% of the label variance", "mse_pct": "% of the intact MSE", "s2": "s²", "hz2": "Hz²"}
@@ -47,7 +48,7 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike[str]) -> tuple[Path
     """Write `<path_stem>.png` (150 dots per inch) and `.svg`, each whole or not at all; give both paths.
 
     Same figure, same library versions, same bytes: no dates, and ids inside the SVG come from a fixed salt. The PNG has
-    256 colours, none farther from what was drawn than the eye sees, and so a third of the size.
+    256 colours, and so a third of the size, where nobody sees the difference.
     """
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
@@ -62,7 +63,8 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike[str]) -> tuple[Path
 
 def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     """The picture with a palette of 256 colours: the most frequent half as drawn, so that paper, greys and flat areas
-    stay exact, and others spread so that the largest change of any colour is small; each pixel gets the nearest."""
+    stay exact, and others spread so that the largest change of any colour is small; each pixel gets the nearest. As it
+    was, where more than one pixel in 200 would change by what the eye sees: photographs and many hues at once."""
     image = Image.open(png).convert("RGB")
     pixels = np.asarray(image)
     colours, places, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
@@ -71,6 +73,9 @@ def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     others = np.array(spread.getpalette(), dtype=np.uint8).reshape(-1, 3)[: 256 - len(frequent)]
     palette = np.concatenate([frequent, others])
     nearest = cKDTree(palette.astype(np.float64)).query(colours.astype(np.float64))[1].astype(np.uint8)
+    change = np.abs(palette[nearest].astype(int) - colours).max(axis=1)
+    if counts[change > LEAST_SEEN].sum() > counts.sum() / 200:
+        return png
     few = Image.fromarray(nearest[places.ravel()].reshape(pixels.shape[:2]))
     few.putpalette(palette.tobytes())
     found = io.BytesIO()
