@@ -107,7 +107,7 @@ def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(result
     watched("write_atomically", run_folder.write_atomically)
     write_results(tmp_path, SETTINGS, *results, 3)
     names = [name for name, *_ in written]
-    absent = {*CHECKS, "role_counts", "pixel_localization", "calibration"}  # nothing asked for them, or no method of the kind
+    absent = {*CHECKS, "role_counts", "pixel_localization", "calibration"}  # not asked for, or no such method
     tables = [name for name in TABLES if name not in absent]
     assert names == ["write_table"] * len(tables) + ["write_figures", "write_report", "write_atomically"]
     assert not any(finished or stale for _, finished, stale in written)
