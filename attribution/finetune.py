@@ -45,6 +45,7 @@ from attribution.backbone import load_backbone
 from attribution.checkpoint import CONFIG_FILE, load_pretrained, save_pretrained, weights_sha256
 from attribution.datasets import LabelledPictures, open_dataset, read_labels
 from attribution.finetune_settings import FinetuneSettings, check_settings, data_options_of, names_of
+from attribution.preprocessing import mean_and_std
 from attribution.processes import (
     alike,
     end,
@@ -84,12 +85,15 @@ def build_model(settings: FinetuneSettings, pictures: LabelledPictures, attentio
     constant = [name for name, std in zip(pictures.target_names, labels.std(0), strict=True) if not std > 0]
     if constant:
         raise ValueError(f"data {settings.data}: the label {constant[0]} is the same in all of {len(labels)} pictures")
+    image_mean, image_std = mean_and_std(settings.preprocessing)
     config = RegressorConfig(
         target_names=tuple(pictures.target_names),
         target_units=tuple(pictures.target_units),
         label_mean=tuple(float(value) for value in labels.mean(0)),
         label_std=tuple(float(value) for value in labels.std(0)),
         image_size=image.shape[0],
+        image_mean=image_mean,
+        image_std=image_std,
         backbone=settings.backbone,
         synthesizer=dict(pictures.synthesizer),
     )

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from attribution.preprocessing import mean_and_std
+
 
 def _option(text: str, **kwargs: Any) -> Any:
     return field(metadata={"help": text}, **kwargs)
@@ -22,6 +24,7 @@ class FinetuneSettings:
     target_units: str = _option("their units, s,Hz,Hz", default="")
     data_options: str = _option("more arguments of the callable, name=value,name=value", default="")
     backbone: str = _option("packaged, a folder, a hub id, tiny-vit or tiny-dinov2", default="packaged")
+    preprocessing: str = _option("of pixels: imagenet, unit (/255 alone) or half", default="imagenet")
     num_pictures: int = _option("training pictures, seen once where the data set has so many", default=30000)
     validation_pictures: int = _option("validation pictures", default=200)
     batch_size: int = _option("pictures per step, over all processes", default=16)
@@ -70,6 +73,10 @@ def check_settings(settings: FinetuneSettings, num_processes: int = 1) -> None:
         raise ValueError(f"--num-pictures: {settings.num_pictures} do not fill one batch of {settings.batch_size}")
     if settings.dtype not in ("auto", "bf16", "float32"):
         raise ValueError(f"--dtype: expected auto, bf16 or float32, got {settings.dtype!r}")
+    try:
+        mean_and_std(settings.preprocessing)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
     if settings.device not in ("auto", "cpu"):
         raise ValueError(f"--device: expected auto or cpu, got {settings.device!r}")
     if settings.batch_size % num_processes:

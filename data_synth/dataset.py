@@ -6,7 +6,7 @@ Takes a :class:`SynthConfig`, a split and an index; gives a :class:`Sample`. Ima
 The preset ``colorbar`` asks another question of the pictures of ``default``: the maximum of the colour bar, which there
 says nothing. Image i has the chirp and the noise of image i of ``default``, and its layout, or the next one in the pool
 whose bar has room. The bar runs from 0 to a maximum drawn from ``default_rng([seed, split, i, 1001])``, uniform from
-0.6 to 1.4, with ticks every 0.2: how far apart they stand on the bar tells it. What is shown is thought of as scaled by
+0.8 to 2.6, with ticks every 0.5: how far apart they stand on the bar tells it. What is shown is thought of as scaled by
 the maximum, so neither a colour nor a pixel of the spectrogram tells it.
 """
 

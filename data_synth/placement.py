@@ -16,7 +16,16 @@ import numpy as np
 
 from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S
 from .raster import CANVAS_COLS, CANVAS_ROWS
-from .style import COLORBAR_TICKS_PER_UNIT, OPPOSITE, FigureStyle, Side
+from .style import (
+    COLORBAR_MAXIMA,
+    COLORBAR_TICK_LENGTH_PX,
+    COLORBAR_TICK_LINE_PX,
+    COLORBAR_TICK_PT,
+    COLORBAR_TICKS_PER_UNIT,
+    OPPOSITE,
+    FigureStyle,
+    Side,
+)
 from .text import DPI, text_bitmap
 
 PAD_PX = 4
@@ -63,10 +72,7 @@ def px(points: float) -> int:
 def _tick_texts(style: FigureStyle, axis: str) -> list[tuple[float, str]]:
     """Relative positions (0 to 1 along the axis) and texts of ticks; empty if there are none."""
     if axis == "colorbar" and style.colorbar_max is not None:
-        # No label of a higher maximum is wider or taller than 0.0 to 0.6: what stands beyond them does not tell it.
-        number = int(style.colorbar_max * COLORBAR_TICKS_PER_UNIT + 1e-9)
-        steps = [step / COLORBAR_TICKS_PER_UNIT for step in range(number + 1)]
-        return [(value / style.colorbar_max, f"{value:.1f}") for value in steps]
+        return [(value / style.colorbar_max, f"{value:.1f}") for value in _colorbar_values(style.colorbar_max)]
     if axis == "colorbar":
         low, high = style.colorbar_range
         values = np.linspace(low, high, style.colorbar_num_ticks)
@@ -74,6 +80,11 @@ def _tick_texts(style: FigureStyle, axis: str) -> list[tuple[float, str]]:
         return [((value - low) / (high - low), f"{value:.{decimals}f}") for value in values]
     step, span = (style.x_tick_step_s, TIME_SPAN_S) if axis == "x" else (style.y_tick_step_hz, FREQ_SPAN_HZ)
     return [(value / span, str(value)) for value in range(0, int(span) + 1, step)] if step else []
+
+
+def _colorbar_values(colorbar_max: float) -> list[float]:
+    number = int(colorbar_max * COLORBAR_TICKS_PER_UNIT + 1e-9)
+    return [step / COLORBAR_TICKS_PER_UNIT for step in range(number + 1)]
 
 
 class _Placer:
@@ -125,17 +136,25 @@ class _Placer:
         marks = _tick_texts(self.style, axis)
         if not marks:
             return
+        size_pt, length, line = self.style.tick_pt, self.style.tick_length_px, self.style.line_px
+        if axis == "colorbar" and self.style.colorbar_max is not None:
+            size_pt, length, line = COLORBAR_TICK_PT, COLORBAR_TICK_LENGTH_PX, COLORBAR_TICK_LINE_PX
         for fraction, _ in marks:
             along = self._position(side, fraction)
-            self.items.append(Item("frame", self._box(side, along, self.style.line_px, self.style.tick_length_px)))
-        self.reach[side] += self.style.tick_length_px + PAD_PX - 1
-        inks = [text_bitmap(text, self.style.font_family, self.style.tick_pt).shape for _, text in marks]
+            self.items.append(Item("frame", self._box(side, along, line, length)))
+        self.reach[side] += length + PAD_PX - 1
+        inks = [text_bitmap(text, self.style.font_family, size_pt).shape for _, text in marks]
         beside = side in ("left", "right")
-        depth = max(shape[1] if beside else shape[0] for shape in inks)
+        room = inks
+        if axis == "colorbar" and self.style.colorbar_max is not None:
+            # As much room whatever the maximum, so that what stands beyond does not tell it.
+            texts = [f"{value:.1f}" for value in _colorbar_values(COLORBAR_MAXIMA[1])]
+            room = [text_bitmap(text, self.style.font_family, size_pt).shape for text in texts]
+        depth = max(shape[1] if beside else shape[0] for shape in room)
         for (fraction, text), (height, width) in zip(marks, inks, strict=True):
             along = self._position(side, fraction)
             box = self._box(side, along, height if beside else width, width if beside else height)
-            self.items.append(Item(region, box, text, self.style.tick_pt))
+            self.items.append(Item(region, box, text, size_pt))
         self.reach[side] += depth
 
     def text(self, side: Side, region: str, string: str | None, size_pt: float, align: float = 0.5) -> None:

@@ -8,6 +8,7 @@ drawing. The recipe (figure, labels, title, colour bar, automatic colour limits)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,11 @@ class PublishedFigure:
     title: str
     limits: tuple[float, float]
     hidden: frozenset[str]
-    layout: Layout
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where everything stands, drawn when first asked for: a picture alone needs no masks."""
+        return published_layout(self.title, self.limits, self.hidden)
 
     def canvas(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The 480 x 640 picture of other values in the same figure, uint8 [480 640 3]."""
@@ -101,10 +106,16 @@ def published_figure(
     limits: tuple[float, float] | None = None,
     hidden: frozenset[str] = frozenset(),
 ) -> PublishedFigure:
-    """Draw the figure once and label its pixels; ``limits`` default to the values' own range, as published."""
+    """The figure of a chirp's values; ``limits`` default to the values' own range, as published. Draws nothing yet."""
     title = published_title(params, index) if title is None else title
     limits = (float(values.min()), float(values.max())) if limits is None else limits
-    figure, artists, axes_artist = _build(values, title, limits)
+    return PublishedFigure(title, limits, hidden)
+
+
+def published_layout(title: str, limits: tuple[float, float], hidden: frozenset[str] = frozenset()) -> Layout:
+    """Draw the figure once and label its pixels. Where things stand depends on the title and, by the ticks of the
+    colour bar, on the limits; not on what the spectrogram shows."""
+    figure, artists, axes_artist = _build(np.zeros((2, 2), dtype=np.float32), title, limits)
     _draw(figure)
     labels = np.full((CANVAS_ROWS, CANVAS_COLS), REGION_INDEX["margin"], dtype=np.uint8)
     extent = axes_artist.get_window_extent()
@@ -138,8 +149,7 @@ def published_figure(
                 if len(rows):
                     inside = labels[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
                     np.minimum(inside, REGION_INDEX[region], out=inside)
-    layout = Layout(PUBLISHED_STYLE, axes, (), np.zeros((CANVAS_ROWS, CANVAS_COLS, 3), np.uint8), labels)
-    return PublishedFigure(title, limits, hidden, layout)
+    return Layout(PUBLISHED_STYLE, axes, (), np.zeros((CANVAS_ROWS, CANVAS_COLS, 3), np.uint8), labels)
 
 
 def _build(

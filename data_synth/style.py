@@ -33,9 +33,11 @@ X_LABELS = ("Time (s)", "Time [s]", "Time, s", "t (s)", "Seconds", "Time")
 Y_LABELS = ("Frequency (Hz)", "Frequency [Hz]", "Freq. (Hz)", "f (Hz)", "Hz", "Frequency")
 COLORBAR_LABELS = ("Intensity", "Power (dB)", "Magnitude", "Amplitude (a.u.)", "PSD", "Level")
 COLORBAR_RANGES = ((0.0, 1.0), (-80.0, 0.0), (0.0, 255.0), (-3.0, 3.0), (0.0, 50.0), (-0.2, 0.8))
-# In the preset ``colorbar`` bars run from 0 to a maximum between these, with a tick every 0.2.
-COLORBAR_MAXIMA = (0.6, 1.4)
-COLORBAR_TICKS_PER_UNIT = 5
+# In the preset ``colorbar`` bars run from 0 to a maximum between these, with a tick every 0.5.
+COLORBAR_MAXIMA = (0.8, 2.6)
+COLORBAR_TICKS_PER_UNIT = 2
+# Its ticks are larger than others: at 224 pixels those are a pixel or two, too little to be read.
+COLORBAR_TICK_PT, COLORBAR_TICK_LENGTH_PX, COLORBAR_TICK_LINE_PX = 20.0, 8, 3
 NO_CHROME_SHARE, MOVED_CHROME_SHARE = 0.1, 0.1
 
 

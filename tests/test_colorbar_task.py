@@ -69,13 +69,13 @@ def outside_of(boxes, margin_px=0):
     return outside
 
 
-def test_ticks_stand_at_multiples_of_a_fifth_of_the_maximum_drawn():
+def test_ticks_stand_at_multiples_of_a_half_of_the_maximum_drawn():
     sides = set()
     for index in range(300):
         maximum, layout = DATASET.labels(index)[0], layout_of(index)
         bar, lines, labels, _ = bar_of(layout)
-        values = [tenths / 10 for tenths in range(0, 15, 2) if tenths / 10 <= maximum]
-        assert 4 <= len(values) <= 7 and [item.text for item in labels] == [f"{value:.1f}" for value in values]
+        values = [halves / 2 for halves in range(6) if halves / 2 <= maximum]
+        assert 2 <= len(values) <= 6 and [item.text for item in labels] == [f"{value:.1f}" for value in values]
         side = layout.style.colorbar_side
         sides.add(side)
         for value, line, label in zip(values, lines, labels, strict=True):
@@ -88,7 +88,7 @@ def test_ticks_stand_at_multiples_of_a_fifth_of_the_maximum_drawn():
                     offset = (item.box.col0 + item.box.col1) / 2 - bar.box.col0
                 # Ends of the bar are pixel centres; boxes are whole pixels.
                 assert abs(offset - (0.5 + value / maximum * (length - 1))) <= 1
-    assert sides == {"left", "right", "top", "bottom"}
+    assert sides >= {"left", "right", "top"}
 
 
 def test_the_label_can_be_read_off_the_label_map_alone():
@@ -104,7 +104,7 @@ def test_the_label_can_be_read_off_the_label_map_alone():
         first_rows = marks[np.concatenate([[True], np.diff(marks) > 1])]
         spacing_px = (first_rows[-1] - first_rows[0]) / (len(first_rows) - 1)
         bar_px = rows.max() - rows.min()
-        assert 0.2 * bar_px / spacing_px == pytest.approx(maximum, rel=0.015)
+        assert 0.5 * bar_px / spacing_px == pytest.approx(maximum, rel=0.015)
         checked += 1
     assert checked >= 30
 
@@ -112,7 +112,7 @@ def test_the_label_can_be_read_off_the_label_map_alone():
 def test_labels_are_the_maxima_wherever_they_are_asked_for():
     for index in (0, 3, 299):
         sample = DATASET[index]
-        expected = np.random.default_rng([0, 2, index, 1001]).uniform(0.6, 1.4)
+        expected = np.random.default_rng([0, 2, index, 1001]).uniform(0.8, 2.6)
         assert sample.labels.dtype == np.float64 and sample.labels.tolist() == [expected]
         assert DATASET.colorbar_max(index) == DATASET.scene(index).colorbar_max == expected
         np.testing.assert_array_equal(DATASET.labels(index), sample.labels)
@@ -160,12 +160,12 @@ def test_only_the_bar_differs_from_the_default_picture_of_the_same_layout():
         np.testing.assert_array_equal(ours.coverage[:, outside], theirs.coverage[:, outside])
         assert (ours.image != theirs.image).any()
         same_layout += 1
-    assert same_layout >= 50
+    assert same_layout >= 5
 
 
 def test_layouts_without_room_give_way_to_the_next_in_the_pool():
     takes = [takes_colorbar_max(layout) for layout in PLAIN_LAYOUTS]
-    assert 0.5 < np.mean(takes) < 0.95
+    assert 0.1 < np.mean(takes) < 0.5
     passed_over = wrapped = 0
     for index in range(300):
         drawn, used = drawn_layout(PLAIN, index), pool_index(layout_of(index))
@@ -214,7 +214,7 @@ def _overlap(one, other):
 def test_every_maximum_fits_where_one_does():
     for layout in PLAIN_LAYOUTS[:30]:
         if takes_colorbar_max(layout):
-            for maximum in np.linspace(0.6, 1.4, 33):
+            for maximum in np.linspace(0.8, 2.6, 37):
                 changed = with_colorbar_max(layout, float(maximum))
                 texts = [item.box for item in changed.items if item.text is not None]
                 assert all(item.box.inside_canvas() for item in changed.items)
@@ -225,7 +225,7 @@ def test_every_maximum_fits_where_one_does():
 def test_a_bar_whose_new_tick_labels_find_no_room_is_refused(split, index):
     layout = make_layout(0, split, index)
     assert layout.has("colorbar") and not takes_colorbar_max(layout)
-    style = replace(layout.style, colorbar_max=1.4)
+    style = replace(layout.style, colorbar_max=2.6)
     bars = (*colorbar_items(style, layout.axes), *moved_items(style, layout.axes, "colorbar"))
     assert not all(item.box.inside_canvas() for item in bars)
     plain = (*colorbar_items(layout.style, layout.axes), *moved_items(layout.style, layout.axes, "colorbar"))
@@ -235,7 +235,7 @@ def test_a_bar_whose_new_tick_labels_find_no_room_is_refused(split, index):
 def test_nothing_but_the_ticks_tells_the_maximum():
     """One layout with many maxima: the same but for tick lines and tick labels; the same picture without its bar."""
     for layout in filter(takes_colorbar_max, PLAIN_LAYOUTS):
-        found = [with_colorbar_max(layout, maximum) for maximum in (0.61, 0.8, 0.999, 1.2345, 1.4)]
+        found = [with_colorbar_max(layout, maximum) for maximum in (0.81, 1.0, 1.4999, 1.7345, 2.6)]
         others = [[item for item in each.items if item not in (*bar_of(each)[1], *bar_of(each)[2])] for each in found]
         assert all(items == others[0] for items in others)
         for each in found:
@@ -249,8 +249,8 @@ def test_the_maximum_is_uniform_and_independent_of_chirp_and_layout():
     count = 2000
     dataset = ChirpDataset("train", count, CONFIG)
     maxima = colorbar_pictures("train", count).labels_array(count)[:, 0]
-    assert maxima.min() > 0.6 and maxima.max() < 1.4
-    counts = np.histogram(maxima, bins=8, range=(0.6, 1.4))[0]
+    assert maxima.min() > 0.8 and maxima.max() < 2.6
+    counts = np.histogram(maxima, bins=8, range=(0.8, 2.6))[0]
     assert ((counts - 250) ** 2 / 250).sum() < 24.3  # chi squared, 7 degrees of freedom, p = 0.001
     params = [dataset.params(index) for index in range(count)]
     rngs = [np.random.default_rng([0, 0, index]) for index in range(count)]

@@ -1,0 +1,345 @@
+"""The procedure of a study's released code beside the true head ablation: same model, same pictures.
+
+examples:
+  python -m analysis.published
+  python -m analysis.published --model my-model --data my-pictures --num-pictures 64 --shuffles 0
+
+The study is Bahador 2025 (arXiv 2503.18762); the released code is that of vision-mech-interp-attn-head 0.1.8. What it
+does is told fault by fault in attribution/released_procedure.py. Each fault is committed alone and left out alone, and
+the whole is repeated in shuffled orders of the scenarios: what depends on the order is no property of a head.
+
+Without arguments: the bundled model that was trained on pictures of the preset published, 64 of its test pictures in
+batches of 32, five shuffled orders. Writes to the output folder trend.csv (one row a configuration and order),
+scenarios.csv, maps.csv, figures, manifest.json, and in released-format/ the files that the released code writes: as
+released, and with true ablation. A killed run goes on where it was. The model that is given is never changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.audit import (
+    AS_RELEASED_NAME,
+    CONFIGURATIONS,
+    SHUFFLED,
+    TRUE_NAME,
+    map_table,
+    order_name,
+    ordered,
+    read_maps,
+    scenario_rows,
+    trend_table,
+)
+from analysis.audit_plots import write_audit_figures
+from analysis.manifest import manifest
+from analysis.models import BUNDLED_FOLDER, OpenedModel, open_model
+from analysis.own_code import code_sha256
+from analysis.pictures import Pictures, open_source
+from analysis.released_formats import write_released_format
+from analysis.report import write_atomically
+from analysis.run_folder import prepare_folder
+from analysis.tables import write_table
+from attribution.checkpoint import weights_sha256
+from attribution.heads import layout_with_cls, read_attention
+from attribution.preprocessing import PREPROCESSING, mean_and_std
+from attribution.released_procedure import (
+    Faults,
+    losses,
+    model_as_loaded,
+    scenario_predictions,
+    scenarios_of,
+    state_predictions,
+)
+from attribution.vit import head_layout
+from data_synth import REGIONS, TARGET_NAMES
+
+PUBLISHED_MODEL = BUNDLED_FOLDER.parent / "published"
+FILES = ("manifest.json", "trend.csv", "scenarios.csv", "maps.csv")
+CODE = ("attribution.released_procedure", "attribution.sweep", "attribution.prefix", "attribution.vit")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """The options of the command."""
+
+    model: str = str(PUBLISHED_MODEL)
+    data: str = "published"
+    output_dir: str = "results/published-audit"
+    num_pictures: int = 64
+    batch_size: int = 32
+    shuffles: int = 5
+    other_preprocessing: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+
+def check_settings(settings: AuditSettings) -> None:
+    """Raise ValueError naming the first option that makes no sense."""
+    for name, least in (("num_pictures", 2), ("batch_size", 1), ("shuffles", 0), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(settings, name)}")
+    if settings.other_preprocessing is not None:
+        mean_and_std(settings.other_preprocessing)
+
+
+def another_preprocessing(opened: OpenedModel, name: str | None) -> str:
+    """What `other_preprocessing` does: as named, else ImageNet's constants for a model trained without them, and /255
+    alone for one trained with them. ValueError where that is what the model was trained with."""
+    config = opened.model.config
+    own = (tuple(config.image_mean), tuple(config.image_std))
+    if name is None:
+        name = "unit" if own == PREPROCESSING["imagenet"] else "imagenet"
+    if mean_and_std(name) == own:
+        raise ValueError(f"--other-preprocessing {name}: that is what the model was trained with, expected another")
+    return name
+
+
+def states_needed(settings: AuditSettings) -> dict[tuple[str, int], Faults]:
+    """(Configuration, number of the order) -> the faults that its predictions depend on: when and against what they are
+    reported is not among them."""
+    found = {}
+    for name, faults in CONFIGURATIONS.items():
+        for number in range(settings.shuffles + 1 if name in SHUFFLED else 1):
+            found[name, number] = replace(faults, after_forward=False, raw_labels=False)
+    return found
+
+
+def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
+    """Do the audit; gives the lines of the short answer. Raises ValueError or OSError for bad input."""
+    check_settings(settings)
+    opened = open_model(settings.model, settings.device)
+    config, layout = opened.model.config, head_layout(opened.model)
+    if config.target_names != TARGET_NAMES:
+        expected, got = ", ".join(TARGET_NAMES), ", ".join(config.target_names)
+        raise ValueError(f"--model: expected one that reads {expected}, as the study's, got {got}")
+    other = another_preprocessing(opened, settings.other_preprocessing)
+    source = open_source(
+        settings.data,
+        settings.num_pictures,
+        seed=settings.seed,
+        image_size=config.image_size,
+        patch_size=config.image_size // layout.num_rows,
+        target_names=config.target_names,
+    )
+    pictures = source.draw(range(source.count))
+    wanted = states_needed(settings)
+    prepare_folder(Path(settings.output_dir))
+    scores = Path(settings.output_dir) / "scores"
+    scenarios = scenarios_of(opened.model)
+    computed: dict[tuple[Faults, int], Tensor] = {}
+    differ = dict.fromkeys((faults, number) for (_, number), faults in wanted.items())
+    with tqdm(total=len(pictures.images) * len(scenarios) * len(differ), unit="picture", smoothing=0.05) as bar:
+        for faults, number in differ:
+            computed[faults, number] = _states(
+                scores, opened, pictures, faults, number, other, settings, bar.update, overwrite
+            )
+    states = {(name, number): computed[faults, number] for (name, number), faults in wanted.items()}
+    if opened.sha256 != weights_sha256(opened.model):
+        raise RuntimeError("the model was changed by the audit, its numbers mean nothing")
+    in_units = torch.from_numpy(pictures.labels)
+    standardised = opened.model.standardise(pictures.labels).to("cpu", torch.float64)
+    table = pd.concat(
+        [
+            scenario_rows(
+                name,
+                order_name(number),
+                ordered(scenarios, number, settings.seed),
+                found,
+                standardised,
+                in_units,
+                config.label_std,
+                settings.batch_size,
+            )
+            for (name, number), found in states.items()
+        ],
+        ignore_index=True,
+    )
+    maps = _maps(opened, pictures)
+    return _write(settings, opened, source.identity, other, table, maps, states, standardised, in_units)
+
+
+def _states(
+    scores: Path,
+    opened: OpenedModel,
+    pictures: Pictures,
+    faults: Faults,
+    number: int,
+    other: str,
+    settings: AuditSettings,
+    passed: Callable[[int], Any],
+    overwrite: bool,
+) -> Tensor:
+    """Predictions of every state, `[1 + scenario image target]`: read back where they are stored, else computed."""
+    scenarios = ordered(scenarios_of(opened.model), number, settings.seed)
+    pixels = hashlib.sha256(np.ascontiguousarray(pictures.images).tobytes()).hexdigest()
+    identity = json.dumps(
+        {
+            "model": opened.sha256,
+            "pictures": pixels,
+            "faults": asdict(faults),
+            "scenarios": scenarios,
+            "other_preprocessing": other if faults.other_preprocessing else "",
+            "code": code_sha256(CODE),
+        },
+        sort_keys=True,
+    )
+    path = scores / f"states-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    shape = (1 + len(scenarios), len(pictures.images), len(opened.model.config.target_names))
+    if not overwrite:
+        found = _read_back(path, identity, shape)
+        if found is not None:
+            passed(len(pictures.images) * len(scenarios))
+            return found
+    model = model_as_loaded(opened.model, faults)
+    if faults.other_preprocessing:
+        image_mean, image_std = mean_and_std(other)
+        model.config = replace(model.config, image_mean=image_mean, image_std=image_std)
+    pixel_values = model.preprocess(pictures.images).to(model.device, model.dtype)
+    found = state_predictions(
+        model, pixel_values, scenarios, faults, batch_size=settings.batch_size, passed=passed
+    ).contiguous()
+    scores.mkdir(exist_ok=True)
+    write_atomically(path, save({"predictions": found}, metadata={"identity": identity}))
+    return found
+
+
+def _read_back(path: Path, identity: str, shape: tuple[int, ...]) -> Tensor | None:
+    """Stored predictions, None where there are none, or none that are whole and of these settings."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return None
+            found = file.get_tensor("predictions")
+    except (OSError, SafetensorError):
+        return None
+    return found if tuple(found.shape) == shape and bool(torch.isfinite(found).all()) else None
+
+
+def _maps(opened: OpenedModel, pictures: Pictures) -> pd.DataFrame | None:
+    """The table of attention maps; None for pictures without masks."""
+    if pictures.patch_labels is None:
+        return None
+    special = layout_with_cls(opened.model).num_special_tokens
+    pixel_values = opened.model.preprocess(pictures.images).to(opened.model.device, opened.model.dtype)
+    _, found = read_attention(opened.model, pixel_values, lambda layers: read_maps(layers, special))
+    chirp = (pictures.patch_labels == REGIONS.index("chirp")).reshape(len(pictures.images), -1)
+    return map_table({name: maps.cpu().double().numpy() for name, maps in found.items()}, chirp)
+
+
+def _write(
+    settings: AuditSettings,
+    opened: OpenedModel,
+    data: dict[str, Any],
+    other: str,
+    table: pd.DataFrame,
+    maps: pd.DataFrame | None,
+    states: dict[tuple[str, int], Tensor],
+    standardised: Tensor,
+    in_units: Tensor,
+) -> list[str]:
+    folder = Path(settings.output_dir)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    trend = trend_table(table)
+    write_table(trend, folder / "trend.csv")
+    write_table(table, folder / "scenarios.csv")
+    if maps is not None:
+        write_table(maps, folder / "maps.csv")
+    scenarios = scenarios_of(opened.model)
+    for name in (AS_RELEASED_NAME, TRUE_NAME):
+        faults, found = CONFIGURATIONS[name], states[name, 0]
+        labels = in_units if faults.raw_labels else standardised
+        reported = scenario_predictions(found, faults, settings.batch_size)
+        write_released_format(
+            folder / "released-format" / name.replace("_", "-"),
+            scenarios,
+            losses(reported, labels, settings.batch_size).tolist(),
+            reported.numpy(),
+            float(losses(found[:1], labels, settings.batch_size)[0]),
+            found[0].numpy(),
+        )
+    write_audit_figures(folder / "figures", table, trend, maps)
+    record = manifest(
+        settings=asdict(settings) | {"other_preprocessing": other},
+        model=opened.identity | {"config": asdict(opened.model.config)},
+        data=data,
+        device=settings.device,
+        done=len(standardised),
+        total=len(standardised),
+    )
+    record["command"] = ["python", "-m", "analysis.published", *sys.argv[1:]]
+    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    return [*describe(trend), f"All of it: {folder}"]
+
+
+def describe(trend: pd.DataFrame) -> list[str]:
+    """What the audit found, in a few lines."""
+    lines = []
+    for name in (AS_RELEASED_NAME, "without_never_restore", TRUE_NAME):
+        row = trend[(trend["configuration"] == name) & (trend["order"] == order_name(0))].iloc[0]
+        lines.append(
+            f"{name}: layers 1-3 {row['early_pct']:+.3g} %, layer 6 {row['sixth_pct']:+.3g} %, layers 6-12 "
+            f"{row['late_pct']:+.3g} % of the baseline loss {row['baseline_loss']:.4g}; rank correlation with the "
+            f"layer {row['spearman_layer']:.2f}; {row['num_unchanged']} of {row['num_scenarios']} scenarios unchanged."
+        )
+    shuffled = trend[(trend["configuration"] == AS_RELEASED_NAME) & (trend["order"] != order_name(0))]
+    if len(shuffled):
+        lines.append(
+            f"as_released in {len(shuffled)} shuffled orders: rank correlation with the layer "
+            f"{shuffled['spearman_layer'].min():.2f} to {shuffled['spearman_layer'].max():.2f}, with the place in the "
+            f"order {shuffled['spearman_position'].min():.2f} to {shuffled['spearman_position'].max():.2f}."
+        )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (0 done, 2 bad input, 3 stopped before the end)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.published",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = AuditSettings()
+    parser.add_argument("--model", default=defaults.model, help="a folder of attribution.finetune, or bundled")
+    parser.add_argument("--data", default=defaults.data, help="published (default), default, or a folder")
+    parser.add_argument("--output-dir", default=defaults.output_dir)
+    parser.add_argument("--num-pictures", type=int, default=defaults.num_pictures, help="pictures (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="of the procedure (default: 32)")
+    parser.add_argument("--shuffles", type=int, default=defaults.shuffles, help="shuffled orders (default: 5)")
+    parser.add_argument(
+        "--other-preprocessing", default=None, help=f"{', '.join(PREPROCESSING)} (default: not the model's own)"
+    )
+    parser.add_argument("--device", default=defaults.device, help="cpu (default), cuda, cuda:1")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of pictures and shuffled orders (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="compute everything anew")
+    options = vars(parser.parse_args(argv))
+    overwrite = options.pop("overwrite")
+    try:
+        lines = audit(AuditSettings(**options), overwrite=overwrite)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 3
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
