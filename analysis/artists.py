@@ -67,7 +67,9 @@ def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     was, where more than one pixel in 200 would change by what the eye sees: photographs and many hues at once."""
     image = Image.open(png).convert("RGB")
     pixels = np.asarray(image)
-    colours, places, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    packed = pixels.reshape(-1, 3).astype(np.int64) @ (65536, 256, 1)  # a number a colour: sorts faster than three
+    found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colours = np.stack([found >> 16, (found >> 8) & 255, found & 255], axis=1).astype(np.uint8)
     frequent = colours[np.argsort(-counts, kind="stable")[:128]]
     spread = image.quantize(256 - len(frequent), method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     others = np.array(spread.getpalette(), dtype=np.uint8).reshape(-1, 3)[: 256 - len(frequent)]

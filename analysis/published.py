@@ -58,6 +58,7 @@ from attribution.checkpoint import weights_sha256
 from attribution.heads import layout_with_cls, read_attention
 from attribution.preprocessing import PREPROCESSING, mean_and_std
 from attribution.released_procedure import (
+    AS_RELEASED,
     Faults,
     losses,
     model_as_loaded,
@@ -127,6 +128,7 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     if config.target_names != TARGET_NAMES:
         expected, got = ", ".join(TARGET_NAMES), ", ".join(config.target_names)
         raise ValueError(f"--model: expected one that reads {expected}, as the study's, got {got}")
+    model_as_loaded(opened.model, AS_RELEASED)  # refuses a model whose fine-tuning cannot be taken off
     other = another_preprocessing(opened, settings.other_preprocessing)
     source = open_source(
         settings.data,

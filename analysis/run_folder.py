@@ -28,6 +28,7 @@ from analysis.intervals import indicative
 from analysis.manifest import manifest
 from analysis.models import OpenedModel
 from analysis.pictures import Pictures, PictureSource
+from analysis.plan import plan_sha256
 from analysis.report import write_atomically, write_report
 from analysis.run_tables import TABLES, run_tables
 from analysis.scorecard import Truth, effect_column
@@ -135,6 +136,8 @@ def write_results(
         total=count,
     )
     record["processes"] = num_processes
+    if "claims" in tables:
+        record["plan_sha256"] = plan_sha256()
     effect = effect_column(scorecard)
     write_report(
         folder / "report.html",

@@ -24,13 +24,12 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attribution.prefix import prefix_states, starting_at
+from attribution.prefix import block_list, prefix_states, starting_at
 from attribution.randomised import not_finetuned
 from attribution.sweep import predictions_without
 from attribution.vit import ViTRegressor, attention_modules, gated, head_layout, num_heads_of, require_eval
@@ -97,8 +96,8 @@ def state_predictions(
     """Predictions in the state of the model before all scenarios and after each, `[1 + scenario image target]`,
     standardised, float64 on the CPU. Only `one_row` and `never_restore` are looked at.
 
-    Where no damage is carried on, and as long as scenarios go up through the layers, the blocks below a change are not
-    run again. `ValueError` for a head that the model does not have.
+    Blocks below a change are not run again, where the model can start at a block. `ValueError` for a head that the
+    model does not have.
     """
     require_eval(model)
     modules = attention_modules(model)
@@ -111,28 +110,17 @@ def state_predictions(
         return predictions_without(model, pixel_values, removed, batch_size=batch_size, passed=passed)[0]
     model = copy.deepcopy(model)
     gates = torch.ones(shape, dtype=pixel_values.dtype, device=pixel_values.device)
-    rising = all(before[0] <= after[0] for before, after in pairwise(scenarios))
-    reuses = rising or not faults.never_restore
-    states, held_at = None, 0
-
-    def hold() -> None:
-        nonlocal states
-        with gated(model, gates):
-            states = prefix_states(model, pixel_values, batch_size) if reuses else None
-
-    hold()
-    found = [_predicted(model, pixel_values, gates, 0, states, batch_size)]
+    entering = prefix_states(model, pixel_values, batch_size)
+    found = [_predicted(model, pixel_values, gates, 0, None, batch_size, keep=False)]
     for layer, head in scenarios:
-        if faults.never_restore and layer > held_at:
-            hold()  # what enters this layer carries the damage done below it since
-            held_at = layer
         change: Any = nullcontext() if faults.never_restore else _restored(model, gates, layer)
         with change:
             if faults.one_row:
                 zero_one_row(model, layer, head)
             else:
                 gates[layer, head] = 0
-            found.append(_predicted(model, pixel_values, gates, layer, states, batch_size))
+            predictions = _predicted(model, pixel_values, gates, layer, entering, batch_size, keep=faults.never_restore)
+        found.append(predictions)
         if passed is not None:
             passed(len(pixel_values))
     return torch.stack(found)
@@ -188,13 +176,44 @@ def _restored(model: ViTRegressor, gates: Tensor, layer: int) -> Iterator[None]:
 
 @torch.no_grad()
 def _predicted(
-    model: ViTRegressor, pixel_values: Tensor, gates: Tensor, layer: int, states: list[Tensor] | None, batch_size: int
+    model: ViTRegressor,
+    pixel_values: Tensor,
+    gates: Tensor,
+    layer: int,
+    entering: list[Tensor] | None,
+    batch_size: int,
+    *,
+    keep: bool,
 ) -> Tensor:
+    """Predictions `[image target]`, from block `layer` on where it is known what enters the blocks (`entering`, one
+    state each); `keep` writes down there what now enters the blocks above."""
     found = []
     for start in range(0, len(pixel_values), batch_size):
-        part = pixel_values[start : start + batch_size]
-        held = None if states is None else states[layer][start : start + batch_size]
-        entered: Any = nullcontext() if held is None else starting_at(model, layer, held)
-        with gated(model, gates), entered:
-            found.append(model(part).to("cpu", torch.float64))
+        rows = slice(start, start + batch_size)
+        if entering is None:
+            with gated(model, gates):
+                found.append(model(pixel_values[rows]).to("cpu", torch.float64))
+            continue
+        above = {number: entering[number] for number in range(layer + 1, len(entering))} if keep else {}
+        with gated(model, gates), _kept(model, above, rows), starting_at(model, layer, entering[layer][rows]):
+            found.append(model(pixel_values[rows]).to("cpu", torch.float64))
     return torch.cat(found)
+
+
+@contextmanager
+def _kept(model: ViTRegressor, states: dict[int, Tensor], rows: slice) -> Iterator[None]:
+    """Within this context what enters block number `n` is written to these rows of `states[n]`."""
+
+    def hook_of(state: Tensor) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            state[rows] = args[0]
+
+        return hook
+
+    blocks = block_list(model)
+    handles = [] if blocks is None else [blocks[n].register_forward_pre_hook(hook_of(states[n])) for n in states]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -42,7 +42,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG file under a temporary name, then rename."""
     # Renamed, not synced: a picture lost in a power cut is found missing and drawn again.
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
@@ -51,7 +52,8 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     os.replace(temporary, path)
 
 
-def _file_names(index: int) -> tuple[str, str]:
+def file_names(index: int) -> tuple[str, str]:
+    """Where a picture and its mask are, below the folder."""
     return f"images/{index:07d}.png", f"masks/{index:07d}.png"
 
 
@@ -59,11 +61,11 @@ def _write_chunk(start: int, dataset: ChirpDataset, folder: Path) -> int:
     stop = min(start + CHUNK, dataset.count)
     written = 0
     for index in range(start, stop):
-        image_name, mask_name = _file_names(index)
+        image_name, mask_name = file_names(index)
         if not (folder / mask_name).exists() or not (folder / image_name).exists():
             scene = dataset.scene(index)
-            _write_png(folder / image_name, render_image(scene, dataset.config))
-            _write_png(folder / mask_name, label_map(scene))
+            write_png(folder / image_name, render_image(scene, dataset.config))
+            write_png(folder / mask_name, label_map(scene))
         written += 1
     return written
 
@@ -110,7 +112,7 @@ def metadata_table(dataset: ChirpDataset) -> pd.DataFrame:
     rows = []
     for index in range(dataset.count):
         params = dataset.params(index)
-        image_name, mask_name = _file_names(index)
+        image_name, mask_name = file_names(index)
         start_time_s, start_freq_hz, end_freq_hz = labels_of(params)
         colorbar_max = dataset.colorbar_max(index)
         rows.append(

@@ -82,14 +82,19 @@ class PublishedFigure:
 
     def image(self, values: NDArray[np.float32], image_size: int) -> NDArray[np.uint8]:
         """The picture averaged down to ``image_size`` squared, uint8 [row col 3]."""
-        whole = canvas_weights(image_size)[2]
-        canvas = self.canvas(values).astype(np.float32)
-        total = np.stack([area_sums(canvas[..., band], image_size) for band in range(3)], axis=-1)
-        return np.floor(total / np.float32(whole) + np.float32(0.5 + 1e-4)).astype(np.uint8)
+        return averaged(self.canvas(values), image_size)
 
     def project(self, image_size: int, patch_size: int) -> Projection:
         """The layout at one picture size, for masks."""
         return project(self.layout, image_size, patch_size)
+
+
+def averaged(canvas: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """A canvas uint8 [480 640 3] averaged down to ``image_size`` squared, uint8 [row col 3]."""
+    whole = canvas_weights(image_size)[2]
+    pixels = canvas.astype(np.float32)
+    total = np.stack([area_sums(pixels[..., band], image_size) for band in range(3)], axis=-1)
+    return np.floor(total / np.float32(whole) + np.float32(0.5 + 1e-4)).astype(np.uint8)
 
 
 def published_title(params: ChirpParams, index: int) -> str:

@@ -17,18 +17,8 @@ from data_synth.chirp import ChirpParams, chirp_mask, noise, ridge
 from data_synth.dataset import Scene, label_map, labels_of
 from data_synth.folder import read_mask
 from data_synth.published import published_figure
-from data_synth.published_folder import (
-    COLUMNS,
-    convert_folder,
-    default_figure,
-    main,
-    metadata_table,
-    read_canvas,
-    read_labels,
-    reconstruct_label_map,
-    resized,
-    shown_values,
-)
+from data_synth.published_folder import COLUMNS, convert_folder, main, metadata_table, read_labels, resized
+from data_synth.published_masks import default_figure, read_canvas, reconstruct_label_map, shown_values
 from data_synth.raster import REGION_INDEX
 
 TARGETS = ("start_time_s", "start_freq_hz", "end_freq_hz")

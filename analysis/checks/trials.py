@@ -6,7 +6,7 @@ particular but by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import ModuleType
 
@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.checks import (
+    claims,
     concepts,
     curves,
     distraction,
@@ -26,6 +27,7 @@ from analysis.checks import (
     planted,
     randomised,
     redundancy,
+    role_halves,
     roles,
     sensitivity,
     twins,
@@ -53,10 +55,12 @@ CHECKS: dict[str, ModuleType] = {
     "concepts": concepts,
     "twins": twins,
     "roles": roles,
+    "role_halves": role_halves,
     "distraction": distraction,
     "patching": patching,
     "necessity": necessity,
     "redundancy": redundancy,
+    "claims": claims,
 }
 
 
@@ -79,8 +83,16 @@ def chosen_checks(settings: CompareSettings) -> tuple[str, ...]:
             raise ValueError(f"--estimate: expected no checks, which need swept effects, got {', '.join(named)}")
         return ()
     everything = "all" in named or ("default" in settings.checks and "all" in settings.methods)
-    needed = {*named, *(roles.NEEDS if "roles" in named else ())}
+    needed = _with_needs(named)
     return tuple(name for name in CHECKS if everything or name in needed)
+
+
+def _with_needs(names: Iterable[str]) -> set[str]:
+    """These checks and those whose tables they are made of."""
+    found: set[str] = set()
+    for name in names:
+        found |= {name} | _with_needs(getattr(CHECKS.get(name), "NEEDS", ()))
+    return found
 
 
 def check_passes(
