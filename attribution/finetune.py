@@ -16,6 +16,9 @@ examples (options may be spelt with - or _):
     python -m attribution.finetune --data my_pictures:labelled_pictures --backbone tiny-dinov2 \\
         --output-dir trial --num-pictures 320 --validation-pictures 32 --validate-every 5
 
+  the settings of the published study, for a machine with a GPU and a hub at hand:
+    python -m attribution.finetune --config attribution/configs/published-vit-b16.yaml --output-dir vit-b16
+
   several processes, each with its part of every batch (OMP_NUM_THREADS: cores for each; GPUs: accelerate launch too):
     OMP_NUM_THREADS=8 torchrun --nproc_per_node 2 -m attribution.finetune --data my_pictures:labelled_pictures \\
         --output-dir model
@@ -29,12 +32,13 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, Subset
@@ -186,6 +190,33 @@ def _open_split(settings: FinetuneSettings, split: str) -> Any:
     )
 
 
+def words_of_config(words: list[str]) -> list[str]:
+    """The options in the YAML file that --config names, as on the command line; none without one.
+
+    Raises `ValueError` naming file and option for one that is unknown or has no plain value, `OSError` for no file.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(words)[0].config
+    if path is None:
+        return []
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: expected option: value lines")
+    known = {item.name for item in fields(FinetuneSettings)}
+    found = []
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown option {name}, expected some of {', '.join(sorted(known))}")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError(f"{path}: {name}: expected a text or a number, got {value!r}")
+        found += [f"--{name}", str(value)]
+    return found
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The module's text as it is, defaults beside the options."""
 
@@ -199,9 +230,13 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=_HelpFormatter,
     )
+    parser.add_argument(
+        "--config", default=None, metavar="FILE", help="YAML file with any of these, which they override"
+    )
     try:
         with alike():
-            (settings,) = parser.parse_args_into_dataclasses(argv)
+            words = sys.argv[1:] if argv is None else list(argv)
+            settings, _ = parser.parse_args_into_dataclasses([*words_of_config(words), *words])
         folder = finetune(settings)
     except (ValueError, OSError) as error:
         tell(error)

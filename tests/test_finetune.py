@@ -177,6 +177,8 @@ def test_a_time_budget_anneals_and_ends(options, tmp_path):
         ({"lora-targets": "no_such"}, "Target modules"),
         ({"learning-rate": 1e30, "grad-clip": 1e30}, "the loss is"),
         ({"backbone": "no/such"}, "backbone no/such: no model found"),
+        ({"preprocessing": "zca"}, "--preprocessing: expected one of imagenet, unit, half, got 'zca'"),
+        ({"config": "no-such.yaml"}, "No such file"),
     ],
 )
 def test_errors_are_one_line_and_code_2(options, tmp_path, capsys, change, message):
@@ -184,6 +186,51 @@ def test_errors_are_one_line_and_code_2(options, tmp_path, capsys, change, messa
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "model" / "regressor_config.json").exists()
+
+
+def test_settings_from_a_file_which_options_override(options, tmp_path):
+    config = tmp_path / "settings.yaml"
+    lines = {**options, "num-pictures": 16, "seed": 3, "preprocessing": "unit"}
+    config.write_text("".join(f"{name.replace('-', '_')}: {value}\n" for name, value in lines.items()))
+    assert main(["--config", str(config), "--seed", "4", "--validation-pictures", "8"]) == 0
+    record = json.loads((tmp_path / "model" / "training_config.json").read_text())["settings"]
+    assert (record["seed"], record["validation_pictures"], record["num_pictures"]) == (4, 8, 16)
+    model = load_pretrained(tmp_path / "model")
+    assert model.config.image_mean == (0, 0, 0) and model.config.image_std == (1, 1, 1)
+    images = np.full((1, 32, 32, 3), 51, dtype=np.uint8)
+    assert model.preprocess(images)[0, 0, 0, 0].item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n", "expected option: value lines"),
+        ("sede: 1\n", "unknown option sede, expected some of backbone"),
+        ("seed: [1]\n", "seed: expected a text or a number, got [1]"),
+        ("seed: {\n", "not YAML"),
+    ],
+)
+def test_files_of_settings_that_are_refused(tmp_path, capsys, text, message):
+    (tmp_path / "settings.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "settings.yaml"), "--data", "x:y", "--output-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "settings.yaml" in error and message in error
+
+
+def test_settings_of_the_published_study_train_a_local_vit(tmp_path):
+    """The config that is shipped, with everything but its size: a small ViT of patch 16 in the hub id's place."""
+    config = Path(finetune.__file__).parent / "configs" / "published-vit-b16.yaml"
+    tiny_backbone("vit", image_size=224, patch_size=16, num_layers=1, hidden_size=16, num_heads=2).save_pretrained(
+        tmp_path / "vit"
+    )
+    few = {"num-pictures": 64, "validation-pictures": 4, "workers": 0, "dtype": "float32", "device": "cpu"}
+    words = ["--config", str(config), "--backbone", str(tmp_path / "vit"), "--output-dir", str(tmp_path / "model")]
+    assert main([*words, *arguments(few)]) == 0
+    model = load_pretrained(tmp_path / "model")
+    assert model.config.image_mean == (0, 0, 0) and model.config.synthesizer["preset"] == "published"
+    record = json.loads((tmp_path / "model" / "training_config.json").read_text())["settings"]
+    assert (record["lora_r"], record["lora_alpha"], record["lora_dropout"]) == (8, 16, 0.1)
+    assert (record["learning_rate"], record["batch_size"]) == (1e-4, 32)
 
 
 def test_help_and_unknown_options(capsys):

@@ -6,7 +6,7 @@ import pytest
 from check_evidence import computed
 from toy_pictures import COUNT, HEADS, toy_model, toy_source
 
-from analysis.checks import concepts, roles, twins
+from analysis.checks import claims, concepts, role_halves, roles, twins
 from analysis.checks.evidence import Evidence
 from analysis.concept_masks import CONCEPTS, concept_masks, drawn_masks
 from analysis.concept_tables import concept_table
@@ -32,7 +32,8 @@ def tables():
     maps = attention_maps(opened.model, opened.model.preprocess(pictures.images).double()).maps
     truth = Truth("zero", np.zeros((COUNT, 1, 4)), np.zeros((COUNT, 1, 4, 2)), np.ones(COUNT))
     made = {}
-    for name, check in {"concepts": concepts, "twins": twins, "roles": roles}.items():
+    checks = {"concepts": concepts, "twins": twins, "roles": roles, "role_halves": role_halves, "claims": claims}
+    for name, check in checks.items():
         evidence = Evidence(
             opened,
             source,
@@ -63,6 +64,22 @@ def test_wired_heads_are_named_right(tables, query, tau):
 def test_wired_heads_are_as_semantic_as_they_should_be(tables):
     found = tables["roles"].drop_duplicates("head").set_index("head")["semanticity"]
     assert [found[head] for head in range(4)] == ["monosemantic", "monosemantic", "positional", "diffuse"]
+
+
+def test_halves_are_the_rules_on_half_of_the_pictures(tables):
+    """Wired heads are the same in both halves; and each half is a run over its pictures alone."""
+    found = tables["role_halves"].set_index("head")
+    expected = {"chirp": "chirp detector", "text": "text detector", "everywhere": "diffuse"}
+    for name, role in expected.items():
+        assert found.loc[HEADS[name], ["role_a", "role_b"]].tolist() == [role, role]
+    assert found["n_a"].tolist() == [COUNT // 2] * 4 and found["n_b"].tolist() == [COUNT - COUNT // 2] * 4
+
+
+def test_claims_of_a_model_of_one_layer_say_what_cannot_be_tested(tables):
+    found = tables["claims"]
+    verdicts = found.groupby("claim")["verdict"].first()
+    assert verdicts[["C1", "C2", "C3", "C6"]].tolist() == ["untestable"] * 4
+    assert verdicts["C5"] == "supported" and found.set_index("claim").loc["C5", "value"].tolist() == [1.0, 1.0]
 
 
 def test_evidence_of_wired_heads(tables):

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -81,8 +80,9 @@ def table(evidence: Evidence) -> pd.DataFrame:
         found = role_table(concepts.table(half), twins.table(half), [TAU])
         found = found[(found["model"] == FINETUNED) & (found["query"] == "cls")]
         part = found.set_index(["layer", "head"])[["semanticity", "concepts", "role"]]
-        parts.append(part.assign(n=stop - start).astype({"n": np.int64}))
-    return parts[0].join(parts[1], lsuffix="_a", rsuffix="_b").reset_index()[list(COLUMNS)]
+        parts.append(part.assign(n=stop - start))
+    both = pd.concat([part.add_suffix(suffix) for part, suffix in zip(parts, ("_a", "_b"), strict=True)], axis=1)
+    return both.reset_index()[list(COLUMNS)]
 
 
 def half_of(evidence: Evidence, start: int, stop: int) -> Evidence:
