@@ -36,7 +36,9 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     presets = list(dict.fromkeys(found["preset"]))
     num_columns = min(2, len(quantities))
     num_rows = -(-len(quantities) // num_columns)
-    figure = Figure((5.4 * num_columns, 1.3 + num_rows * (1.3 + 0.3 * len(runs))), layout="constrained")
+    figure = Figure(
+        (5.4 * num_columns if num_columns > 1 else 6.8, 1.3 + num_rows * (1.3 + 0.3 * len(runs))), layout="constrained"
+    )
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for ax, quantity in zip(panels, quantities, strict=False):
         _panel(ax, found[found["quantity"] == quantity], quantity, runs, presets)
@@ -95,8 +97,8 @@ def _limits(panels: object, claim: str, quantities: list[str]) -> None:
         if claim == "C1" and quantity.startswith("mean"):
             ax.axvspan(-plan["margin_var_pct"], plan["margin_var_pct"], color="0.92", zorder=0, label="margin")
         elif claim == "C2":
-            ax.axvline(plan["ratio"], color="0.6", linewidth=1, zorder=0, label="must lie within")
-            ax.axvline(plan["excluded"], color="0.8", linewidth=1, zorder=0, label="must lie outside")
+            ax.axvline(plan["ratio"], color="0.6", linewidth=1, zorder=0, label="to lie within the interval")
+            ax.axvline(plan["excluded"], color="0.8", linewidth=1, zorder=0, label="to lie outside")
         elif claim == "C3" and quantity.startswith("share"):
             ax.axvline(plan["least_share"], color="0.6", linewidth=1, zorder=0, label="asked")
         elif claim == "C4":
