@@ -135,11 +135,11 @@ def verdicts_table(table: pd.DataFrame) -> pd.DataFrame:
             verdicts = found.groupby("run", sort=False)["verdict"].first()
             first = found[found["test"].fillna("") != ""]
             measured = "; ".join(
-                f"{quantity}: " + ", ".join(_told(row) for _, row in of.iterrows())
-                for quantity, of in first.groupby("quantity", sort=False)
+                _named(of.iloc[0]) + ", ".join(_told(row) for _, row in of.iterrows())
+                for _, of in first.groupby("quantity", sort=False)
             )
             known = first.dropna(subset=["as_released"]).drop_duplicates("quantity")
-            released = "; ".join(f"{row['quantity']}: {row['as_released']:.3g}" for _, row in known.iterrows())
+            released = "; ".join(f"{_named(row)}{row['as_released']:.3g}" for _, row in known.iterrows())
             rows.append(
                 (
                     *(claim, plan["claim"], plan["published"], released or "not measured by it", preset, measured),
@@ -158,6 +158,12 @@ def over_models(verdicts: pd.Series) -> str:
     return f"{MIXED} ({int((verdicts == SUPPORTED).sum())} of {len(verdicts)})"
 
 
+def _named(row: pd.Series) -> str:
+    """The quantity, with its unit where that is more than its kind."""
+    unit = str(row["unit"])
+    return f"{row['quantity']} ({unit}): " if unit.startswith("%") else f"{row['quantity']}: "
+
+
 def _told(row: pd.Series) -> str:
     if np.isnan(row["value"]):
         return "–"
@@ -166,13 +172,14 @@ def _told(row: pd.Series) -> str:
 
 
 def markdown(verdicts: pd.DataFrame) -> str:
-    """The verdicts as a Markdown table."""
-    head = ("claim", "published", "released procedure", "pictures", "measured", "verdict")
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    """The verdicts as a Markdown table, with what differs from the study's model beside each."""
+    head = (f"claim, and its published figure ({STUDY})", "released procedure", "in our models", "measured", "verdict")
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for _, row in verdicts.iterrows():
         cells = (
-            *(f"{row['claim']}: {row['statement']}", row["published"], row["as_released"], f"`{row['preset']}`"),
-            *(row["measured"], f"**{row['verdict']}**"),
+            *(f"**{row['claim']}** {row['statement']}: {row['published']}", row["as_released"]),
+            *(f"{row['models']} of {str(row['differs']).split('; the study')[0]}", row["measured"]),
+            f"**{row['verdict']}**",
         )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

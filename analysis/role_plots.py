@@ -298,3 +298,33 @@ def _role_legend(figure: Figure, kinds: set[str], note: str) -> None:
     look: dict[str, Any] = {"title": f"{marks}\n{note}", "title_fontsize": 8, "fontsize": 8, "frameon": False}
     handler = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(swatches, labels, loc="outside lower center", ncols=4, handler_map=handler, **look)
+
+
+def role_swap_dots(table: pd.DataFrame, *, query: str = "cls") -> Figure:
+    """Where the heads that matter look, in two tasks: lift weighted by effect; how many of the top ten look there."""
+    columns = ("run", "query", "region", "lift_of_what_matters", "lift_of_all", "num_top_10_above_3")
+    require_columns(table, columns, "role_swap")
+    found = rows_where(table, "role_swap", query=query)
+    regions, runs = list(dict.fromkeys(found["region"])), list(dict.fromkeys(found["run"]))
+    figure = Figure((9.0, 1.5 + 0.42 * len(regions)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.6, 0.4))
+    places = np.arange(len(regions))[::-1]
+    for number, run in enumerate(runs):
+        rows = found[found["run"] == run].set_index("region").reindex(regions)
+        shift = 0.12 - 0.24 * number
+        look: dict[str, Any] = {"color": OKABE_ITO[number], "zorder": 3}
+        left.scatter(rows["lift_of_what_matters"], places + shift, s=46, label=f"{run}: heads that matter", **look)
+        left.scatter(
+            rows["lift_of_all"], places + shift, s=30, facecolors="none", edgecolors=OKABE_ITO[number], zorder=2,
+            label=f"{run}: all heads",
+        )  # fmt: skip
+        right.barh(places + shift, rows["num_top_10_above_3"], height=0.22, label=run, **look)
+    left.axvline(1, color="0.8", linewidth=0.8, zorder=0)
+    left.set_xscale("log")
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.set_yticks(places, [region.replace("_", " ") for region in regions])
+    dress(left, "lift of attention (1 = chance, log scale)", "", "Where they look")
+    dress(right, "of the ten heads that matter most", "", "Lift of 3 or more")
+    right.set_xlim(0, 10.4)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure

@@ -1,11 +1,15 @@
 """A control of everything said of heads: ask the same pictures something else, and what matters must move.
 
 examples:
-  python -m analysis.role_swap results/reference results/colorbar
+  python -m data_synth --preset colorbar --split test --count 128 --out chirps-with-bars
+  python -m analysis.compare --data chirps-with-bars --num-pictures 128 --output-dir results/reads-chirp
+  python -m analysis.compare --model attribution/models/colorbar --data colorbar --num-pictures 128 \\
+      --output-dir results/reads-colorbar
+  python -m analysis.role_swap results/reads-chirp results/reads-colorbar
 
-Takes two finished runs of python -m analysis.compare, one of a model that reads the chirp (--data default), one of a
-model that reads the colour bar's maximum off the same pictures (--data colorbar). Writes role_swap.csv: where the heads
-that matter look, in each. Loads no model.
+Takes two finished runs of python -m analysis.compare, one of a model that reads the chirp, one of a model that reads
+the colour bar's maximum off the same pictures. Writes role_swap.csv and role_swap.png: where the heads that matter
+look, in each. Loads no model.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from analysis.artists import save_figure
+from analysis.role_plots import role_swap_dots
 from analysis.tables import write_table
 
 EFFECT = "ablation_zero_var_pct"
@@ -108,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         table = role_swap_table(options.runs)
         options.output_dir.mkdir(parents=True, exist_ok=True)
         write_table(table, options.output_dir / "role_swap.csv")
+        save_figure(role_swap_dots(table), options.output_dir / "role_swap")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

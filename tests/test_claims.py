@@ -73,7 +73,8 @@ def test_tables_figures_and_manifest(tmp_path, capsys):
     for claim in CLAIMS:
         assert (output / "figures" / f"{claim.lower()}.png").stat().st_size > 5_000
     lines = (output / "verdicts.md").read_text().splitlines()
-    assert len(lines) == 14 and all(line.count("|") == 7 for line in lines)
+    assert len(lines) == 14 and all(line.count("|") == 6 for line in lines)
+    assert "2 of DINOv2-small of 12 x 6 heads" in lines[2]
     assert "0.5 [0.25, 0.75], 0.5 [0.25, 0.75]" in lines[2] and lines[2].endswith("**supported** |")
     assert json.loads((output / "manifest.json").read_text())["runs"] == ["one", "two", "three"]
     assert capsys.readouterr().out.count("C2 (default, 2 model(s)): not in every model (1 of 2).") == 1

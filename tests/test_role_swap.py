@@ -51,6 +51,7 @@ def test_command(tmp_path, capsys):
     folders = [run_folder(tmp_path / name, name, [5.0, 1.0, 1.0, 1.0]) for name in ("default", "colorbar")]
     assert main([*map(str, folders), "--output-dir", str(tmp_path / "out")]) == 0
     found = pd.read_csv(tmp_path / "out" / "role_swap.csv")
+    assert (tmp_path / "out" / "role_swap.png").stat().st_size > 5_000
     assert found["data"].tolist() == ["default", "colorbar"] and tuple(found.columns) == COLUMNS
     assert "lift_of_what_matters" in capsys.readouterr().out
 
