@@ -29,8 +29,8 @@ CONFIGURATIONS: dict[str, Faults] = {
     **{f"only_{name}": only(name) for name in FAULTS},
     TRUE_NAME: NONE,
 }
-# Repeated in shuffled orders: as released, and the same with the fine-tuned transformer in place.
-SHUFFLED = (AS_RELEASED_NAME, "without_drop_finetuned")
+# Repeated in shuffled orders.
+SHUFFLED = (AS_RELEASED_NAME,)
 # Layers from 0: the study's 1 to 3, 6, and 6 to 12.
 EARLY, SIXTH, LATE = range(0, 3), range(5, 6), range(5, 12)
 SCENARIO_COLUMNS = (

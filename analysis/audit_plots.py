@@ -17,11 +17,7 @@ from analysis.audit import AS_RELEASED_NAME, CONFIGURATIONS, MAPS, SHUFFLED, TRU
 
 PARTS = {"early": "layers 1 to 3", "sixth": "layer 6", "late": "layers 6 to 12"}
 INCREASE = "mean increase of the loss per head (% of the label variance)"
-WORDS = {
-    AS_RELEASED_NAME: "as released",
-    TRUE_NAME: "true ablation",
-    "without_drop_finetuned": "as released, fine-tuned model loaded",
-}
+WORDS = {AS_RELEASED_NAME: "as released", TRUE_NAME: "true ablation"}
 MAP_WORDS = {
     "cls": "CLS query",
     "patch_mean": "mean of the patch queries",
@@ -66,7 +62,7 @@ def faults_figure(trend: pd.DataFrame) -> Figure:
 
 
 def _words(name: str) -> str:
-    if name in (AS_RELEASED_NAME, TRUE_NAME):
+    if name in WORDS:
         return WORDS[name]
     kind, _, fault = name.partition("_")
     words = fault.replace("_", " ").replace("finetuned", "fine-tuned")

@@ -82,7 +82,7 @@ def test_tables_are_whole(audited):
     assert list(trend.columns) == list(TREND_COLUMNS)
     orders = trend.groupby("configuration")["order"].nunique()
     assert set(orders.index) == set(CONFIGURATIONS) and len(CONFIGURATIONS) == 14
-    assert orders[[AS_RELEASED_NAME, "without_drop_finetuned"]].tolist() == [3, 3] and orders.sum() == 14 + 4
+    assert orders[AS_RELEASED_NAME] == 3 and orders.sum() == 14 + 2
     assert (scenarios.groupby(["configuration", "order"]).size() == 24).all()
     record = json.loads((folder / "manifest.json").read_text())
     assert record["settings"]["other_preprocessing"] == "imagenet" and record["data"]["preset"] == "default"
