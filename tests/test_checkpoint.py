@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from attribution import checkpoint
 from attribution.backbone import tiny_backbone
 from attribution.checkpoint import load_pretrained, save_pretrained, weights_sha256
 from attribution.packaged import sha256_of_file
+from attribution.vit import IMAGENET_MEAN
 
 GOLDEN = np.random.default_rng(5).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
 
@@ -236,3 +238,13 @@ def test_weights_sha256_sees_values_names_and_dtypes(regressor_factory):
     digests.add(weights_sha256(model))
     digests.add(weights_sha256(model.double()))
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("name", ["default", "seed-1", "seed-2", "published", "colorbar"])
+def test_models_that_are_shipped_load_and_predict_what_they_did(name):
+    """`load_pretrained` compares weights, files and predictions; here it is told what each is for."""
+    model = load_pretrained(Path(checkpoint.__file__).parent / "models" / name)
+    preset = {"published": "published", "colorbar": "colorbar"}.get(name, "default")
+    assert model.config.synthesizer["preset"] == preset
+    assert model.config.image_mean == ((0, 0, 0) if name == "published" else IMAGENET_MEAN)
+    assert len(model.config.target_names) == (1 if name == "colorbar" else 3)
