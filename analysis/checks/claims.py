@@ -99,9 +99,13 @@ def early_heads(effects: Floats, indices: NDArray[np.integer], baseline: float) 
     inside = bool(-margin < found.low[0] and found.high[0] < margin)
     mean = _row("mean effect of layers 1-3", VAR_PCT, found, level, test, inside, effects, plan["layers"])
     mean["value_pct_of_baseline"] = 100 * mean["value"] / baseline
+    inner = interval_over_images(of_picture[:, None], indices, estimator="trimmed", level=level)
+    trimmed = _row("the same without the lowest and highest tenth of the pictures", VAR_PCT, inner, level, "", None,
+                   effects, plan["layers"])  # fmt: skip
+    trimmed["value_pct_of_baseline"] = 100 * trimmed["value"] / baseline
     sd = mean | {"quantity": "sd over their heads", "value": spread, "ci_low": np.nan, "ci_high": np.nan}
     sd |= {"value_pct_of_baseline": 100 * spread / baseline, "test": "", "met": None, "level": np.nan}
-    return [mean, sd]
+    return [mean, trimmed, sd]
 
 
 def deeper_heads(effects: Floats, indices: NDArray[np.integer]) -> list[dict[str, Any]]:
