@@ -78,6 +78,15 @@ def test_three_times_as_much():
     assert (nothing["verdict"] == UNTESTABLE).all() and nothing["why"].str.contains("cannot be told from 0").all()
 
 
+def test_a_ratio_to_what_one_picture_makes_is_untestable():
+    """Most early effects are small and some negative, one is huge: resamples without it have nothing to divide by."""
+    effects = effects_of([0.0] * 5 + [1.2] * 7, noise=0.3)
+    effects[0, :3] += 30
+    assert effects[:, :3].mean() > 0.5
+    found = of(claims.deeper_heads(effects, INDICES), "C2")
+    assert (found["verdict"] == UNTESTABLE).all() and found["why"].str.contains("cannot be told from 0").all()
+
+
 def test_models_of_fewer_layers_are_untestable():
     short = effects_of([0.1] * 2)
     for found in (claims.early_heads(short, INDICES, 1.0), claims.deeper_heads(short, INDICES)):

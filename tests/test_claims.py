@@ -1,6 +1,7 @@
 """Verdicts over several runs, from folders written by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
-from analysis.claims import MIXED, VERDICT_COLUMNS, main, over_models, read_run, released_values
+from analysis.claims import MIXED, VERDICT_COLUMNS, main, markdown, over_models, read_run, released_values
 from analysis.plan import CLAIMS, plan_sha256
 
 QUANTITIES = {
@@ -120,3 +121,11 @@ def test_refusals_are_one_line_and_code_2(tmp_path, capsys):
         assert error.count("\n") == 1 and told in error
         assert not (tmp_path / "out" / "manifest.json").exists()
     assert read_run(run).preset == "default"
+
+
+def test_the_readme_shows_the_committed_verdicts():
+    root = Path(__file__).resolve().parents[1]
+    committed = (root / "results" / "claims" / "verdicts.md").read_text(encoding="utf-8")
+    assert committed in (root / "README.md").read_text(encoding="utf-8")
+    assert json.loads((root / "results" / "claims" / "manifest.json").read_text())["plan_sha256"] == plan_sha256()
+    assert markdown(pd.read_csv(root / "results" / "claims" / "verdicts.csv")) == committed

@@ -121,7 +121,8 @@ def deeper_heads(effects: Floats, indices: NDArray[np.integer]) -> list[dict[str
         above = effects[:, layers].mean(axis=(1, 2))[:, None]
         below = effects[:, early].mean(axis=(1, 2))[:, None]
         ratio = bootstrap_interval(partial(weighted_ratio, above, below), indices, level=plan["level"])
-        of_early = interval_over_images(below, indices, level=plan["level"])
+        # By percentiles: how often resamples of the pictures leave nothing to divide by.
+        of_early = interval_over_images(below, indices, method="percentile", level=plan["level"])
         met: Any = bool(
             ratio.low[0] <= plan["ratio"] <= ratio.high[0] and not ratio.low[0] <= plan["excluded"] <= ratio.high[0]
         )
