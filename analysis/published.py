@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     scenarios = scenarios_of(opened.model)
     computed: dict[tuple[Faults, int], Tensor] = {}
     differ = dict.fromkeys((faults, number) for (_, number), faults in wanted.items())
-    with tqdm(total=len(pictures.images) * len(scenarios) * len(differ), unit="picture", smoothing=0.05) as bar:
+    total = sum(_num_states(faults, scenarios) for faults, _ in differ) * len(pictures.images)
+    with tqdm(total=total, unit="picture", smoothing=0.05) as bar:
         for faults, number in differ:
             computed[faults, number] = _states(
                 scores, opened, pictures, faults, number, other, settings, bar.update, overwrite
@@ -173,6 +174,11 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     )
     maps = _maps(opened, pictures)
     return _write(settings, opened, source.identity, other, table, maps, states, standardised, in_units)
+
+
+def _num_states(faults: Faults, scenarios: Sequence[tuple[int, int]]) -> int:
+    """Passes of a picture that are told of: a sweep counts the intact model too."""
+    return len(scenarios) + (not faults.one_row and not faults.never_restore)
 
 
 def _states(
@@ -205,7 +211,7 @@ def _states(
     if not overwrite:
         found = _read_back(path, identity, shape)
         if found is not None:
-            passed(len(pictures.images) * len(scenarios))
+            passed(len(pictures.images) * _num_states(faults, scenarios))
             return found
     model = model_as_loaded(opened.model, faults)
     if faults.other_preprocessing:
@@ -294,10 +300,14 @@ def describe(trend: pd.DataFrame) -> list[str]:
     lines = []
     for name in (AS_RELEASED_NAME, "without_never_restore", TRUE_NAME):
         row = trend[(trend["configuration"] == name) & (trend["order"] == order_name(0))].iloc[0]
+        early, sixth, late = (
+            "–" if np.isnan(row[f"{part}_pct"]) else f"{row[f'{part}_pct']:+.3g} %"
+            for part in ("early", "sixth", "late")
+        )
         lines.append(
-            f"{name}: layers 1-3 {row['early_pct']:+.3g} %, layer 6 {row['sixth_pct']:+.3g} %, layers 6-12 "
-            f"{row['late_pct']:+.3g} % of the baseline loss {row['baseline_loss']:.4g}; rank correlation with the "
-            f"layer {row['spearman_layer']:.2f}; {row['num_unchanged']} of {row['num_scenarios']} scenarios unchanged."
+            f"{name}: layers 1-3 {early}, layer 6 {sixth}, layers 6-12 {late} of the baseline loss "
+            f"{row['baseline_loss']:.4g}; rank correlation with the layer {row['spearman_layer']:.2f}; "
+            f"{row['num_unchanged']} of {row['num_scenarios']} scenarios unchanged."
         )
     shuffled = trend[(trend["configuration"] == AS_RELEASED_NAME) & (trend["order"] != order_name(0))]
     if len(shuffled):
