@@ -69,7 +69,7 @@ from attribution.released_procedure import (
 from attribution.vit import head_layout
 from data_synth import REGIONS, TARGET_NAMES
 
-PUBLISHED_MODEL = BUNDLED_FOLDER.parent / "published"
+PUBLISHED_MODEL = "published"
 FILES = ("manifest.json", "trend.csv", "scenarios.csv", "maps.csv")
 CODE = ("attribution.released_procedure", "attribution.sweep", "attribution.prefix", "attribution.vit")
 
@@ -78,7 +78,7 @@ CODE = ("attribution.released_procedure", "attribution.sweep", "attribution.pref
 class AuditSettings:
     """The options of the command."""
 
-    model: str = str(PUBLISHED_MODEL)
+    model: str = PUBLISHED_MODEL
     data: str = "published"
     output_dir: str = "results/published-audit"
     num_pictures: int = 64
@@ -123,7 +123,8 @@ def states_needed(settings: AuditSettings) -> dict[tuple[str, int], Faults]:
 def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     """Do the audit; gives the lines of the short answer. Raises ValueError or OSError for bad input."""
     check_settings(settings)
-    opened = open_model(settings.model, settings.device)
+    is_own = settings.model == PUBLISHED_MODEL
+    opened = open_model(str(BUNDLED_FOLDER.parent / PUBLISHED_MODEL) if is_own else settings.model, settings.device)
     config, layout = opened.model.config, head_layout(opened.model)
     if config.target_names != TARGET_NAMES:
         expected, got = ", ".join(TARGET_NAMES), ", ".join(config.target_names)
@@ -327,7 +328,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     defaults = AuditSettings()
-    parser.add_argument("--model", default=defaults.model, help="a folder of attribution.finetune, or bundled")
+    parser.add_argument(
+        "--model", default=defaults.model, help="published (default), bundled, or a folder of attribution.finetune"
+    )
     parser.add_argument("--data", default=defaults.data, help="published (default), default, or a folder")
     parser.add_argument("--output-dir", default=defaults.output_dir)
     parser.add_argument("--num-pictures", type=int, default=defaults.num_pictures, help="pictures (default: 64)")
