@@ -101,14 +101,6 @@ def released_values(audit: Path) -> dict[str, tuple[float, float]]:
         "effect of layer 6 over that of layers 1-3": (row["sixth_over_early"], np.nan),
         "effect of layers 6-12 over that of layers 1-3": (row["late_over_early"], np.nan),
     }
-    if (audit / "maps.csv").is_file():
-        maps = read_table(audit / "maps.csv")
-        maps = maps[maps["map"] == AS_RELEASED_NAME]
-        plan = read_plan()["C3"]
-        names = ("share of layers 6-11 that is monosemantic for the chirp", "the same share of layers 1-5")
-        for name, layers in zip(names, (plan["layers"], plan["earlier_layers"]), strict=True):
-            here = maps[maps["layer"].isin(layers)]
-            found[name] = ((here["share_above_3"] >= 0.8).mean(), np.nan)
     return {name: (float(value), float(percent)) for name, (value, percent) in found.items()}
 
 
