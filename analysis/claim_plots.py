@@ -41,11 +41,11 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
         (5.4 * num_columns if num_columns > 1 else 6.8, 1.3 + num_rows * (1.3 + 0.3 * len(runs))), layout="constrained"
     )
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for ax, quantity in zip(panels, quantities, strict=False):  # a grid may have a spare panel
+    for ax, quantity in zip(panels[: len(quantities)], quantities, strict=True):
         _panel(ax, found[found["quantity"] == quantity], quantity, runs, presets)
     for ax in panels[len(quantities) :]:
         ax.remove()
-    _limits(list(panels), claim, quantities)
+    _limits(list(panels[: len(quantities)]), claim, quantities)
     told = verdicts[verdicts["claim"] == claim]
     judged = "; ".join(f"{row['preset']} pictures: {row['verdict']}" for _, row in told.iterrows())
     figure.suptitle(f"{claim}: {read_plan()[claim]['claim']}\n{judged}", fontsize=11)
@@ -94,7 +94,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, quantity: str, runs: list[str], presets
 def _limits(panels: Sequence[Axes], claim: str, quantities: list[str]) -> None:
     """What the plan asks of a quantity: a band or a line."""
     plan = read_plan()[claim]
-    for ax, quantity in zip(panels, quantities, strict=False):
+    for ax, quantity in zip(panels, quantities, strict=True):
         if claim == "C1" and quantity.startswith("mean"):
             ax.axvspan(-plan["margin_var_pct"], plan["margin_var_pct"], color="0.92", zorder=0, label="margin")
         elif claim == "C2":

@@ -90,7 +90,7 @@ def distribution_grid(
     panels = figure.subplots(num_rows, GRID_COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
     edges = np.histogram_bin_edges(np.concatenate([predictions[..., 0].ravel(), baseline[:, 0]]), bins=BINS)
     heads = sorted({head for _, head in scenarios})
-    for ax, layer in zip(panels, layers, strict=False):
+    for ax, layer in zip(panels[: len(layers)], layers, strict=True):
         ax.hist(baseline[:, 0], bins=edges, color="0.8", edgecolor="black", linewidth=0.5, label="baseline")
         for (at, head), found in zip(scenarios, predictions, strict=True):
             if at == layer:
