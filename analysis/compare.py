@@ -71,6 +71,13 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
     parser.add_argument("--config", type=Path, default=None, help="YAML file with any of these settings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed and how long it takes")
     parser.add_argument("--overwrite", action="store_true", help="compute everything anew, stored scores are removed")
+    parser.add_argument(
+        "--adopt",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep scores that another version of the code stored where N pictures, computed anew, come out the same",
+    )
     parser.add_argument("--list-methods", action="store_true", help="list the methods and leave")
     argv = [_hyphenated(word) for word in argv]
     options = parser.parse_args(argv)
@@ -88,7 +95,12 @@ def _hyphenated(word: str) -> str:
 
 
 def run(
-    settings: CompareSettings, *, dry_run: bool = False, overwrite: bool = False, processes: Processes | None = None
+    settings: CompareSettings,
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    adopt: int = 0,
+    processes: Processes | None = None,
 ) -> list[str]:
     """Do a comparison; returns the lines of the short answer, in the main process alone.
 
@@ -120,7 +132,14 @@ def run(
 
         try:
             explained = explain(
-                opened, source, settings, folder / "scores", on_progress, processes=processes, overwrite=overwrite
+                opened,
+                source,
+                settings,
+                folder / "scores",
+                on_progress,
+                processes=processes,
+                overwrite=overwrite,
+                adopt=adopt,
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f" after {passed:.0f} of {total:.0f} forward passes") from stop
@@ -160,7 +179,15 @@ def main(argv: list[str] | None = None) -> int:
             lines = [describe(settings=method_settings(settings))]
         else:
             processes = open_processes(settings.device)
-            lines = run(settings, dry_run=options.dry_run, overwrite=options.overwrite, processes=processes)
+            if options.adopt < 0 or (options.adopt and options.overwrite):
+                raise ValueError(f"--adopt: expected a number of pictures, and no --overwrite, got {options.adopt}")
+            lines = run(
+                settings,
+                dry_run=options.dry_run,
+                overwrite=options.overwrite,
+                adopt=options.adopt,
+                processes=processes,
+            )
             if lines and not options.dry_run:
                 lines.append(f"{(time.perf_counter() - start) / 60:.1f} minutes in all.")
     except (ValueError, OSError) as error:

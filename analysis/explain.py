@@ -7,11 +7,13 @@ and shared between processes in :mod:`analysis.piecework`. Knows no statistics.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -19,16 +21,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.adopted_scores import adopt_scores, told, write_record
 from analysis.checks import twins_shown
 from analysis.checks.evidence import Evidence, Head
 from analysis.checks.trials import check_passes, check_tables, chosen_checks, looking_orders, orders_of
 from analysis.intervals import bootstrap_indices
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
-from analysis.passes import ATTENTION, PIXEL, Pass, attention_pass, chosen_methods, method_passes
+from analysis.passes import ATTENTION, PIXEL, UNKNOWN, Pass, attention_pass, chosen_methods, method_passes
 from analysis.pictures import PictureSource
-from analysis.piecework import Known, Work, compute_pieces, join_scores, known_pieces, survey_pictures
-from analysis.score_files import Arrays, Piece, read_scores, remove_leftovers, remove_scores, score_file
+from analysis.piecework import (
+    Known,
+    Work,
+    compute_pieces,
+    join_scores,
+    known_pieces,
+    survey_pictures,
+    with_files,
+)
+from analysis.score_files import Arrays, Piece, read_scores, remove_leftovers, remove_scores
 from analysis.scorecard import Truth, oriented
 from analysis.settings import CompareSettings
 from analysis.sharding import Processes
@@ -93,9 +104,11 @@ def explain(
     *,
     processes: Processes | None = None,
     overwrite: bool = False,
+    adopt: int = 0,
 ) -> Explained | None:
     """Compute what is missing, or everything with ``overwrite``; ``on_progress(pass, cost done)`` counts in forward
-    passes of one picture.
+    passes of one picture. Scores that other code stored are taken over where ``adopt`` pictures of them come out the
+    same.
 
     All processes must come here; the main one is given the results, the others None.
     """
@@ -110,29 +123,60 @@ def explain(
         "batch_size": settings.batch_size,
         "software": _software(),
     }
-    files = {
-        name: score_file(folder, name, {**identity, **depends_on})
-        for one in (first, *others)
-        for name, depends_on in one.depends_on.items()
-    }
-    processes.require_same("model, settings or versions", {name: file.identity for name, file in files.items()})
-    _prepare(folder, processes, overwrite)
+    number = processes.gathered(lambda: uuid4().hex)[0]
     work = Work(
-        opened, source, folder, identity, files, BatchSize(settings.batch_size), processes, on_progress, settings.seed
+        opened,
+        source,
+        folder,
+        identity,
+        {},
+        BatchSize(settings.batch_size),
+        processes,
+        on_progress,
+        settings.seed,
+        number,
     )
-    known = known_pieces(work)
-    survey = survey_pictures(work, first, known)
-    join_scores(work, first.depends_on, survey.pieces())
+    work = with_files(work, [first, *others])
+    processes.require_same("model, settings or versions", {name: file.identity for name, file in work.files.items()})
+    _prepare(folder, processes, overwrite)
+    _tell_unknown(processes, [first, *others])
+    if adopt:
+        survey = survey_pictures(work, replace(first, depends_on={}, forwards=0.0), {})
+        adopt_from_other_code(work, survey, [first, *others], adopt)
+        known = known_pieces(work)
+        compute_passes(work, survey, [first], known)
+    else:
+        known = known_pieces(work)
+        survey = survey_pictures(work, first, known)
+        join_scores(work, first.depends_on, survey.pieces())
     if not opened.is_control:
         processes.gathered(lambda: _refuse_a_bad_model(work, survey) if processes.is_main else None)
     compute_passes(work, survey, others, known)
     truths = read_truths(work, survey, settings)
     explained = None if truths is None else _explained(work, settings, survey, truths, [first, *others])
-    return _with_checks(work, survey, settings, explained)
+    return _with_checks(work, survey, settings, explained, adopt)
+
+
+def adopt_from_other_code(work: Work, survey: Survey, passes: Sequence[Pass], sample: int) -> None:
+    """Take over score files of other code that come out the same on a sample of pictures; says what came of it."""
+
+    def adopted() -> None:
+        found = adopt_scores(work, survey, passes, sample)
+        write_record(work, found)
+        for line in told(found):
+            print(line, file=sys.stderr)
+
+    work.processes.gathered(adopted if work.processes.is_main else lambda: None)
+
+
+def _tell_unknown(processes: Processes, passes: Sequence[Pass]) -> None:
+    lines = [line for one in passes for depends_on in one.depends_on.values() for line in depends_on.get(UNKNOWN, [])]
+    for line in dict.fromkeys(lines if processes.is_main else []):
+        print(line, file=sys.stderr)
 
 
 def _with_checks(
-    work: Work, survey: Survey, settings: CompareSettings, explained: Explained | None
+    work: Work, survey: Survey, settings: CompareSettings, explained: Explained | None, adopt: int = 0
 ) -> Explained | None:
     """Compute what the checks need, in the orders of heads that the main process found; it is given their tables."""
     if not chosen_checks(settings):
@@ -142,12 +186,10 @@ def _with_checks(
     passes = [
         one for found in check_passes(work.opened, work.source, settings, methods, orders).values() for one in found
     ]
-    files = {
-        name: score_file(work.folder, name, {**work.depends_on, **depends_on})
-        for one in passes
-        for name, depends_on in one.depends_on.items()
-    }
-    more = replace(work, files={**work.files, **files})
+    more = with_files(work, passes)
+    files = more.files
+    if adopt:
+        adopt_from_other_code(more, survey, passes, adopt)
     compute_passes(more, survey, passes, known_pieces(more))
     if explained is None:
         return None

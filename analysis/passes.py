@@ -7,7 +7,6 @@ files, no pieces and no statistics.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,31 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.held_values import Unknown, describe_unknown, held_sha256
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import output_contributions
-from attribution.deep_lift import deep_lift_completeness
-from attribution.gates import PICTURES_PER_PASS, composed_loss_change, gate_ig_with_delta
 from attribution.method import Method, cost
-from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_method, run_pixel_method
+from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_pixel_method, run_with_extras
 from attribution.pixels import to_patch_grid
-from attribution.state import restored_state
 from attribution.vit import HeadLayout, head_layout
 
 # A backward pass costs about this many forward passes; used for estimates alone.
 BACKWARD_COST = 1.3
 PIXEL = "pixel_"
 ATTENTION = "attention_maps"
-# Modules whose source every score of a method depends on; those of its own function come on top.
-CODE = ("attribution.methods", "analysis.passes", "analysis.models")
+# What a score depends on that cannot be known: such scores are computed anew by every run.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Things computed together: under which names they are stored, and what each depends on besides model and pictures.
+    """Things computed together: under which names they are stored, and what each depends on besides model, pictures and
+    the code of ``compute``, which counts by itself (:mod:`analysis.piecework`).
 
     ``compute(batch, names wanted, pictures in one pass)`` gives the arrays of each name; their first axis is the image.
     ``forwards`` is the cost per picture, in forward passes; ``rows`` are the pictures it is computed for, None for all;
@@ -87,11 +83,13 @@ def method_settings(settings: CompareSettings, batch_size: int | None = None) ->
 def attention_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
     """Attention maps and predictions (``attention_maps``), and every method asked for that needs attention alone."""
     dials = method_settings(settings)
-    heads = _of_attention(chosen_methods(settings.methods))
-    pixels = _of_attention(chosen_methods(settings.methods, PIXEL_METHODS))
-    depends_on = {ATTENTION: {"code": code_sha256((*CODE, "attribution.heads"))}}
-    depends_on |= {name: _dials(dials, method) for name, method in heads.items()}
-    depends_on |= {PIXEL + name: _pixel_dials(dials, method) for name, method in pixels.items()}
+    of_heads = _of_attention(chosen_methods(settings.methods))
+    of_pixels = _of_attention(chosen_methods(settings.methods, PIXEL_METHODS))
+    depends_on: dict[str, dict[str, Any]] = {ATTENTION: {}}
+    depends_on |= {name: _dials(dials, method) for name, method in of_heads.items()}
+    depends_on |= {PIXEL + name: _pixel_dials(dials, method) for name, method in of_pixels.items()}
+    # Names alone: what the pass runs does not depend on which methods share it.
+    heads, pixels = tuple(of_heads), tuple(of_pixels)
     layout = head_layout(opened.model)
 
     def compute(batch: Batch, wanted: Sequence[str], batch_size: int) -> dict[str, Arrays]:
@@ -131,9 +129,8 @@ def method_passes(opened: OpenedModel, settings: CompareSettings, count: int) ->
 
     def scores(name: str, batch: Batch, batch_size: int) -> Arrays:
         own = replace(dials, internal_batch_size=batch_size)
-        if name in MORE_THAN_SCORES:
-            return MORE_THAN_SCORES[name](opened, own, batch)
-        return {"scores": run_method(name, opened.model, batch, own).numpy()}
+        scores, extras = run_with_extras(name, opened.model, batch, own)
+        return {"scores": scores.numpy()} | {key: values.numpy() for key, values in extras.items()}
 
     def maps(name: str, batch: Batch, batch_size: int) -> Arrays:
         own = replace(dials, internal_batch_size=batch_size)
@@ -172,60 +169,21 @@ def _pixel_dials(dials: MethodSettings, method: Method) -> dict[str, Any]:
     }
 
 
-def _function(method: Method) -> dict[str, str]:
-    """What a method does: its function, and the code behind it where it is this project's."""
-    module = str(getattr(method.function, "__module__", ""))
-    own = (module,) if module.startswith("attribution.") else ()
-    return {"method": _source(method), "code": code_sha256((*CODE, *own))}
+def _function(method: Method) -> dict[str, Any]:
+    return told_apart({method.name: method})
 
 
-def _source(method: Method) -> str:
-    """What a method's function is, so that another one under the same name is another method: its source, its defaults
-    and what it closes over."""
-    function: Any = method.function if method.of_attention is None else method.of_attention
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    bound = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None), *cells]
-    try:
-        return f"{inspect.getsource(function)}{bound}"
-    except (OSError, TypeError):
-        return repr(function)
-
-
-def _gate_ig(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
-    scores, delta = gate_ig_with_delta(opened.model, batch, dials)
-    found = scores.detach().cpu().float().numpy()
-    # Scores are minus the attributions: their sum is off ℓ(0) − ℓ(1) by delta.
-    difference = -found.sum(axis=(1, 2), dtype=np.float64) - delta.detach().cpu().double().numpy()
-    return {"scores": found, "delta": delta.detach().cpu().double().numpy(), "difference": difference}
-
-
-def _gate_ixg_out(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
-    """The method's scores, and beside them what each head adds to each output, `[image layer head target]`."""
-    predictions, removed = output_contributions(
-        opened.model, batch, batch_size=min(dials.internal_batch_size, PICTURES_PER_PASS)
-    )
-    scores = composed_loss_change(predictions, batch.labels, removed)
-    return {"scores": scores.float().cpu().numpy(), "contributions": removed.permute(0, 2, 3, 1).float().cpu().numpy()}
-
-
-def _deep_lift(opened: OpenedModel, dials: MethodSettings, batch: Batch) -> Arrays:
-    """The method's scores, and how far DeepLift's attributions to the pixels are from adding up."""
-    scores = run_method("layer_deep_lift", opened.model, batch, dials)
-    with restored_state(opened.model):
-        delta, difference = deep_lift_completeness(opened.model, batch, dials)
-    return {
-        "scores": scores.numpy(),
-        "delta": delta.detach().cpu().double().numpy(),
-        "difference": difference.detach().cpu().double().numpy(),
-    }
-
-
-# Methods whose passes give more than scores.
-MORE_THAN_SCORES: dict[str, Callable[[OpenedModel, MethodSettings, Batch], Arrays]] = {
-    "gate_ig": _gate_ig,
-    "gate_ixg_out": _gate_ixg_out,
-    "layer_deep_lift": _deep_lift,
-}
+def told_apart(methods: Mapping[str, Method]) -> dict[str, Any]:
+    """What these methods are, all that their functions hold included; where that cannot be known the reason stands
+    under :data:`UNKNOWN`."""
+    found: dict[str, str] = {}
+    unknown: list[str] = []
+    for name, method in methods.items():
+        try:
+            found[name] = held_sha256([method.function, method.of_attention, method.with_extras])
+        except Unknown as error:
+            unknown.append(describe_unknown(name, error))
+    return {"methods": found} | ({UNKNOWN: unknown} if unknown else {})
 
 
 def patch_maps(name: str, maps: Tensor, batch: Batch, layout: HeadLayout) -> NDArray[np.float16]:

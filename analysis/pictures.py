@@ -21,11 +21,9 @@ import matplotlib.ft2font
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-import data_synth
-from analysis.report import write_atomically
+from analysis.checked_arrays import read_checked, write_checked
+from analysis.own_code import code_sha256
 from attribution.datasets import LabelledPictures, open_dataset
 from attribution.packaged import cache_folder
 from data_synth import (
@@ -54,14 +52,6 @@ SCORED_REGIONS: dict[str, tuple[str, ...]] = {
     "margin": ("margin",),
 }
 PIXEL_REGIONS = ("chirp", "text", "colorbar")
-# The modules that draw pictures and their twins: what is computed from twins depends on their source.
-SYNTHESIZER_CODE = tuple(
-    f"data_synth.{name}"
-    for name in (
-        *("chirp", "dataset", "figure", "layouts", "placement", "published", "raster", "style", "tasks", "text"),
-        "twins",
-    )
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +93,7 @@ class PictureSource:
     of the thing to be read over the reference pictures, [row col], None where masks are not known. ``twin(edit, row)``
     gives a picture after an edit, None where the picture does not show the thing or cannot be edited so; it is itself
     None where pictures have no twins. ``answer_regions`` are those that tell what is to be read, where that is known.
+    ``references_sha256`` tells reference pictures that were read from others; drawn ones follow from ``identity``.
     """
 
     count: int
@@ -115,6 +106,7 @@ class PictureSource:
     occupancy: Callable[[], NDArray[np.float64]] | None = None
     twin: Callable[[Edit, int], Twin | None] | None = None
     answer_regions: tuple[str, ...] = ()
+    references_sha256: str = ""
 
 
 def region_indices() -> dict[str, tuple[int, ...]]:
@@ -247,23 +239,19 @@ def _mean_over_references(
     shape: tuple[int, ...],
     of: Callable[[ChirpDataset, int], NDArray[Any]],
 ) -> NDArray[np.float64]:
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(data_synth.__file__).parent.glob("*.py"))))
-    drawn_by = [code.hexdigest(), matplotlib.__version__, str(matplotlib.ft2font.__freetype_version__)]
+    drawn_by = [code_sha256(ChirpDataset, of), matplotlib.__version__, str(matplotlib.ft2font.__freetype_version__)]
     key = json.dumps([NUM_REFERENCE_PICTURES, drawn_by, asdict(config)], sort_keys=True)
     path = cache_folder() / f"reference-{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    try:
-        total = load_file(path)["sum"]
-        if total.shape == shape and np.isfinite(total).all():
-            return total / NUM_REFERENCE_PICTURES
-    except (FileNotFoundError, SafetensorError, KeyError):
-        pass  # not there, or not whole: computed anew
+    stored = read_checked(path)
+    if stored is not None and stored["sum"].shape == shape:
+        return stored["sum"] / NUM_REFERENCE_PICTURES
     dataset = ChirpDataset("train", NUM_REFERENCE_PICTURES, config, compact=True)
     total = np.zeros(shape)
     for index in range(NUM_REFERENCE_PICTURES):
         total += of(dataset, index)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"sum": total}))
+        write_checked(path, {"sum": total})
     return total / NUM_REFERENCE_PICTURES
 
 
@@ -277,8 +265,11 @@ def _folder(
         raise ValueError(f"{folder}: expected at least 2 pictures, got {count}")
     num_averaged = min(len(dataset), NUM_REFERENCE_PICTURES)
     total = np.zeros((image_size, image_size, 3))
+    digest = hashlib.sha256()
     for row in range(num_averaged):
-        total += _read(folder, dataset, row, image_size)["image"]
+        image = _read(folder, dataset, row, image_size)["image"]
+        total += image
+        digest.update(np.ascontiguousarray(image).tobytes())
     mean_image = total / num_averaged
     table = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
     mask_names = table["mask_file_name"].tolist() if "mask_file_name" in table else None
@@ -311,6 +302,7 @@ def _folder(
         reference=lambda rows: np.stack([_read(folder, dataset, row, image_size)["image"] for row in rows]),
         num_references=num_averaged,
         references_are_own=True,
+        references_sha256=digest.hexdigest(),
     )
 
 

@@ -15,9 +15,19 @@ from typing import Any
 
 from analysis.models import OpenedModel, make_batch, with_companions
 from analysis.out_of_memory import BatchSize, compute_fitting
-from analysis.passes import Pass
+from analysis.own_code import code_sha256
+from analysis.passes import UNKNOWN, Pass
 from analysis.pictures import PictureSource
-from analysis.score_files import Piece, ScoreFile, join_pieces, piece_records, remove_parts, store_piece, stored_pieces
+from analysis.score_files import (
+    Piece,
+    ScoreFile,
+    join_pieces,
+    piece_records,
+    remove_parts,
+    score_file,
+    store_piece,
+    stored_pieces,
+)
 from analysis.sharding import Processes, bring_to_main
 from analysis.survey import Survey, in_pieces, joined, look_at
 from analysis.timings import add_timings, peak_mb
@@ -30,7 +40,7 @@ Known = Mapping[str, set[str]]  # name of a score -> digests of its finished pie
 class Work:
     """What every piece needs. ``folder`` holds ``files``, by name, all of which depend on ``depends_on``; ``size`` is
     remembered from piece to piece; ``on_progress(pass, cost done)`` counts in forward passes of one picture; ``seed``
-    draws the pictures that go with a picture."""
+    draws the pictures that go with a picture; ``run`` is a name no other run has, for scores that none may reuse."""
 
     opened: OpenedModel
     source: PictureSource
@@ -41,6 +51,38 @@ class Work:
     processes: Processes
     on_progress: Callable[[str, float], None]
     seed: int = 0
+    run: str = ""
+
+
+def with_files(work: Work, passes: Iterable[Pass]) -> Work:
+    """The work with the files of these passes as well. What scores depend on is what the pass says and the code that it
+    runs; of a method that cannot be told from another, on the run too, so that no other run takes them."""
+    files = dict(work.files)
+    for one in passes:
+        code = code_sha256(*runs(one, work.source))
+        for name, depends_on in one.depends_on.items():
+            found = {**work.depends_on, **depends_on, "code": code}
+            if "donor_pixel_values" in one.needs:
+                found["references"] = work.source.references_sha256
+            files[name] = score_file(work.folder, name, found | ({"run": work.run} if UNKNOWN in depends_on else {}))
+    return replace(work, files=files)
+
+
+def runs(one: Pass, source: PictureSource) -> list[Any]:
+    """Everything that is run to compute a piece of a pass: what the batch is made by, and the pass itself."""
+    found: list[Any] = [make_batch, Batch, one.compute]
+    if one.needs:
+        found.append(with_companions)
+    if "counterfactual_pixel_values" in one.needs:
+        found.append(source.counterfactual)
+    return found
+
+
+def batch_of(work: Work, rows: Sequence[int], needs: Sequence[str], batch: Batch | None = None) -> Batch:
+    """The pictures of these numbers, with the pictures that a pass needs beside them; ``batch``, what there is."""
+    batch = make_batch(work.opened, work.source.draw(rows)) if batch is None else batch
+    missing = [name for name in needs if getattr(batch, name) is None]
+    return with_companions(work.opened, batch, work.source, work.seed, missing) if missing else batch
 
 
 def known_pieces(work: Work) -> Known:
@@ -125,9 +167,7 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
     for one in passes:
         wanted = _missing(one, piece, known)
         if wanted:
-            batch = make_batch(work.opened, work.source.draw(piece.rows)) if batch is None else batch
-            missing = [name for name in one.needs if getattr(batch, name) is None]
-            batch = with_companions(work.opened, batch, work.source, work.seed, missing) if missing else batch
+            batch = batch_of(work, piece.rows, one.needs, batch)
             start = time.perf_counter()
             compute = one.compute
             found = compute_fitting(

@@ -28,8 +28,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,6 +44,7 @@ from analysis.audit import (
     trend_table,
 )
 from analysis.audit_plots import write_audit_figures
+from analysis.checked_arrays import read_checked, write_checked
 from analysis.manifest import manifest
 from analysis.models import BUNDLED_FOLDER, OpenedModel, open_model
 from analysis.own_code import code_sha256
@@ -71,7 +70,6 @@ from data_synth import REGIONS, TARGET_NAMES
 
 PUBLISHED_MODEL = "published"
 FILES = ("manifest.json", "trend.csv", "scenarios.csv", "maps.csv")
-CODE = ("attribution.released_procedure", "attribution.sweep", "attribution.prefix", "attribution.vit")
 
 
 @dataclass(frozen=True)
@@ -203,15 +201,16 @@ def _states(
             "faults": asdict(faults),
             "scenarios": scenarios,
             "other_preprocessing": other if faults.other_preprocessing else "",
-            "code": code_sha256(CODE),
+            "code": code_sha256(model_as_loaded, state_predictions, mean_and_std, opened.model),
         },
         sort_keys=True,
     )
     path = scores / f"states-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     shape = (1 + len(scenarios), len(pictures.images), len(opened.model.config.target_names))
     if not overwrite:
-        found = _read_back(path, identity, shape)
-        if found is not None:
+        stored = read_checked(path, identity) or {}
+        found = torch.from_numpy(stored["predictions"]) if "predictions" in stored else None
+        if found is not None and tuple(found.shape) == shape:
             passed(len(pictures.images) * _num_states(faults, scenarios))
             return found
     model = model_as_loaded(opened.model, faults)
@@ -223,20 +222,8 @@ def _states(
         model, pixel_values, scenarios, faults, batch_size=settings.batch_size, passed=passed
     ).contiguous()
     scores.mkdir(exist_ok=True)
-    write_atomically(path, save({"predictions": found}, metadata={"identity": identity}))
+    write_checked(path, {"predictions": found.numpy()}, identity)
     return found
-
-
-def _read_back(path: Path, identity: str, shape: tuple[int, ...]) -> Tensor | None:
-    """Stored predictions, None where there are none, or none that are whole and of these settings."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return None
-            found = file.get_tensor("predictions")
-    except (OSError, SafetensorError):
-        return None
-    return found if tuple(found.shape) == shape and bool(torch.isfinite(found).all()) else None
 
 
 def _maps(opened: OpenedModel, pictures: Pictures) -> pd.DataFrame | None:

@@ -2,8 +2,9 @@
 
 Takes a folder, a name, what the scores depend on besides pictures, and the arrays of a piece (some pictures); gives the
 arrays of all pictures. A finished piece is a file of its own (``<name>.parts/``) until all are there; then they are
-joined, piece by piece, in ``<name>.safetensors``, which remembers what each of its pieces was made of. Every file
-appears whole or not at all. Knows neither models nor methods.
+joined, piece by piece, in ``<name>.safetensors``, which remembers what each of its pieces was made of, and a digest of
+its numbers: a piece whose numbers are not those that were stored is not there. Every file appears whole or not at all.
+Knows neither models nor methods.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from analysis.checked_arrays import arrays_sha256
 from analysis.report import write_atomically
 
 Arrays = dict[str, NDArray[Any]]
@@ -66,11 +68,13 @@ class ScoreFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a finished piece lies: rows ``start`` to ``start + count`` of the arrays of a file."""
+    """Where a finished piece lies: rows ``start`` to ``start + count`` of the arrays of a file, whose digest is
+    ``arrays_sha256``."""
 
     path: Path
     start: int
     count: int
+    arrays_sha256: str
 
 
 def score_file(folder: Path, name: str, depends_on: Mapping[str, Any]) -> ScoreFile:
@@ -80,14 +84,38 @@ def score_file(folder: Path, name: str, depends_on: Mapping[str, Any]) -> ScoreF
 
 
 def stored_pieces(file: ScoreFile) -> dict[str, Stored]:
-    """Every finished piece of these scores, by the digest of its pictures. What is not readable is not there."""
+    """Every finished piece of these scores, by the digest of its pictures. What is not readable, and what is not what
+    was stored, is not there."""
     found: dict[str, Stored] = {}
     for path in (*sorted(file.parts.glob("*.safetensors")), file.path):
-        start = 0
-        for count, sha256 in _pieces_in(path, file.identity):
-            found[sha256] = Stored(path, start, count)
-            start += count
+        entry = _read_entry(path)
+        if entry.get("identity") == file.identity:
+            found |= {sha256: place for sha256, place in pieces_of(path).items() if is_whole(place)}
     return found
+
+
+def pieces_of(path: Path) -> dict[str, Stored]:
+    """The pieces in a file, whatever scores they are of, by the digest of their pictures; none where it is no score
+    file of this make."""
+    found, start = {}, 0
+    for count, sha256, *of_arrays in _read_entry(path).get("pieces", []):
+        found[sha256] = Stored(path, start, count, *of_arrays or [""])
+        start += count
+    return found
+
+
+def read_piece(place: Stored) -> Arrays:
+    """The arrays of a piece."""
+    with safe_open(place.path, framework="numpy") as file:
+        return {key: file.get_slice(key)[place.start : place.start + place.count] for key in file.keys()}
+
+
+def is_whole(place: Stored) -> bool:
+    """Whether the numbers of a piece are those that were stored."""
+    try:
+        return arrays_sha256(read_piece(place)) == place.arrays_sha256
+    except (SafetensorError, OSError):
+        return False
 
 
 def store_piece(file: ScoreFile, piece: Piece, arrays: Arrays, record: Mapping[str, Any]) -> Path:
@@ -97,9 +125,9 @@ def store_piece(file: ScoreFile, piece: Piece, arrays: Arrays, record: Mapping[s
         if len(values) != len(piece.rows):
             raise ValueError(f"{file.name}, {key}: expected {len(piece.rows)} pictures, got {list(np.shape(values))}")
     file.parts.mkdir(parents=True, exist_ok=True)
-    entry = _entry(file.identity, [(len(piece.rows), piece.sha256)], record)
-    content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {ENTRY: entry})
-    return write_atomically(file.part(piece), content)
+    stored = {key: np.ascontiguousarray(values) for key, values in arrays.items()}
+    entry = _entry(file.identity, [(len(piece.rows), piece.sha256, arrays_sha256(stored))], record)
+    return write_atomically(file.part(piece), save(stored, {ENTRY: entry}))
 
 
 def piece_records(file: ScoreFile) -> dict[str, dict[str, Any]]:
@@ -118,15 +146,17 @@ def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
     Raises ValueError where one is missing. The bytes depend on the scores alone, not on how they came together. Pieces
     of these scores that this run has no use for stay among the parts.
     """
-    names = [(len(piece.rows), piece.sha256) for piece in pieces]
-    if _pieces_in(file.path, file.identity) != names:
-        stored = stored_pieces(file)
-        missing = sum(sha256 not in stored for _, sha256 in names)
-        if missing:
-            raise ValueError(f"{file.path}: {len(names) - missing} of {len(names)} pieces are there, expected all")
-        _keep_others(file, stored, {sha256 for _, sha256 in names})
+    names = [piece.sha256 for piece in pieces]
+    stored = stored_pieces(file)
+    missing = sum(sha256 not in stored for sha256 in names)
+    if missing:
+        raise ValueError(f"{file.path}: {len(names) - missing} of {len(names)} pieces are there, expected all")
+    if list(pieces_of(file.path)) != names or any(stored[sha256].path != file.path for sha256 in names):
+        _keep_others(file, stored, set(names))
+        places = [stored[sha256] for sha256 in names]
+        made_of = [(place.count, sha256, place.arrays_sha256) for sha256, place in zip(names, places, strict=True)]
         with _replacing(file.path) as target:
-            _join([stored[sha256] for _, sha256 in names], _entry(file.identity, names, None), target)
+            _join(places, _entry(file.identity, made_of, None), target)
     remove_parts(file, pieces)
 
 
@@ -134,12 +164,17 @@ def _keep_others(file: ScoreFile, stored: Mapping[str, Stored], wanted: set[str]
     """Put pieces of the joined file that a new one will not have among the parts, for a run that wants them again."""
     for sha256, place in stored.items():
         if place.path == file.path and sha256 not in wanted:
-            with safe_open(place.path, framework="numpy") as opened:
-                arrays = {key: opened.get_slice(key)[place.start : place.start + place.count] for key in opened.keys()}
+            arrays = {key: np.ascontiguousarray(values) for key, values in read_piece(place).items()}
             file.parts.mkdir(parents=True, exist_ok=True)
-            entry = _entry(file.identity, [(place.count, sha256)], None)
-            content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {ENTRY: entry})
-            write_atomically(file.parts / f"kept-{sha256[:16]}.safetensors", content)
+            entry = _entry(file.identity, [(place.count, sha256, place.arrays_sha256)], None)
+            write_atomically(file.parts / f"kept-{sha256[:16]}.safetensors", save(arrays, {ENTRY: entry}))
+
+
+def restamp_pieces(file: ScoreFile, pieces: Sequence[tuple[str, Stored]]) -> None:
+    """Make the file of these pieces (digest of pictures, place), whatever scores they were said to be of."""
+    made_of = [(place.count, sha256, arrays_sha256(read_piece(place))) for sha256, place in pieces]
+    with _replacing(file.path) as target:
+        _join([place for _, place in pieces], _entry(file.identity, made_of, None), target)
 
 
 def remove_parts(file: ScoreFile, pieces: Sequence[Piece]) -> None:
@@ -147,7 +182,7 @@ def remove_parts(file: ScoreFile, pieces: Sequence[Piece]) -> None:
     done = {piece.sha256 for piece in pieces}
     for path in file.parts.glob("*.safetensors"):
         entry = _read_entry(path)
-        if entry.get("identity") != file.identity or {sha256 for _, sha256 in entry["pieces"]} <= done:
+        if entry and (entry["identity"] != file.identity or set(pieces_of(path)) <= done):
             path.unlink(missing_ok=True)
     _remove_empty(file.parts)
 
@@ -185,7 +220,7 @@ def _remove_empty(folder: Path) -> None:
             folder.rmdir()
 
 
-def _entry(identity: str, pieces: Sequence[tuple[int, str]], record: Mapping[str, Any] | None) -> str:
+def _entry(identity: str, pieces: Sequence[tuple[int, str, str]], record: Mapping[str, Any] | None) -> str:
     entry = {"identity": identity, "pieces": [list(piece) for piece in pieces]}
     return json.dumps(entry if record is None else entry | {"record": dict(record)}, sort_keys=True)
 
@@ -198,11 +233,6 @@ def _read_entry(path: Path) -> dict[str, Any]:
     except (SafetensorError, FileNotFoundError, json.JSONDecodeError):
         return {}
     return entry if isinstance(entry, dict) and {"identity", "pieces"} <= set(entry) else {}
-
-
-def _pieces_in(path: Path, identity: str) -> list[tuple[int, str]]:
-    entry = _read_entry(path)
-    return [(count, sha256) for count, sha256 in entry["pieces"]] if entry.get("identity") == identity else []
 
 
 @contextmanager

@@ -9,23 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from analysis.checked_arrays import read_checked, write_checked
 from analysis.companions import NUM_DONORS, reference_images
 from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel, preprocessed
 from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows, method_settings
 from analysis.pictures import PictureSource
-from analysis.report import write_atomically
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.ablation import (
@@ -47,7 +46,6 @@ SHAPLEY = "shapley"
 TRUTHS = (*KINDS, SHAPLEY)
 DEFAULT_TRUTHS = ("zero", "mean", "counterfactual")
 TRUTH = "ablation_zero"
-CODE = ("attribution.ablation", "analysis.companions", "analysis.models")
 REFERENCES_AT_ONCE = 16
 
 
@@ -97,8 +95,7 @@ def zero_pass(opened: OpenedModel, name: str = TRUTH, heads: Iterable[tuple[int,
         return {name: _arrays(opened, batch, found) | {"output_changes": changes.float().numpy()}}
 
     forwards = 1 + float(costs.sum() if chosen is None else sum(costs[pair] for pair in chosen))
-    depends_on: dict[str, Any] = {"code": code_sha256(CODE)}
-    return Pass(name, {name: depends_on if chosen is None else depends_on | {"heads": chosen}}, compute, forwards)
+    return Pass(name, {name: {} if chosen is None else {"heads": chosen}}, compute, forwards)
 
 
 def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSettings, kind: str) -> Pass:
@@ -107,7 +104,7 @@ def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSett
         return zero_pass(opened)
     name = f"ablation_{kind}"
     once = sweep_forwards(opened)
-    depends_on: dict[str, Any] = {"code": code_sha256(CODE)}
+    depends_on: dict[str, Any] = {}
 
     def of(sweep: Callable[[Batch, int], AblationResult]) -> Callable[[Batch, Sequence[str], int], dict[str, Arrays]]:
         return lambda batch, _, batch_size: {name: _arrays(opened, batch, sweep(batch, batch_size))}
@@ -142,7 +139,6 @@ def _shapley_pass(opened: OpenedModel, settings: CompareSettings, count: int) ->
     depends_on = {
         "seed": settings.seed,
         "permutations": settings.permutations,
-        "code": code_sha256(("attribution.shapley",)),
     }
     forwards = settings.permutations * layout.num_layers * layout.num_heads + 1
     return Pass(SHAPLEY, {SHAPLEY: depends_on}, compute, forwards, rows=first_rows(settings.shapley_pictures, count))
@@ -173,14 +169,14 @@ def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
         asdict(opened.model.config),
         backbone_settings(opened.model),
         *(version(name) for name in ("torch", "transformers", "peft")),
-        code_sha256(CODE),
+        code_sha256(mean_context, reference_images, preprocessed, source.reference),
+        source.references_sha256,
     ]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = cache_folder() / f"mean-context-{digest}.safetensors"
-    try:
-        return load_file(path)["mean_context"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        pass  # not there, or not whole: computed anew
+    stored = read_checked(path)
+    if stored is not None:
+        return torch.from_numpy(stored["mean_context"])
     lots = range(0, source.num_references, REFERENCES_AT_ONCE)
     pictures = (
         preprocessed(
@@ -190,9 +186,7 @@ def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
         for first in lots
     )
     found = mean_context(opened.model, pictures)
-    try:
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"mean_context": found}))
-    except OSError:
-        pass  # a cache that cannot be written costs time, nothing else
+        write_checked(path, {"mean_context": found.cpu().numpy()})
     return found

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from analysis.devices import bfloat16_is_native
 from analysis.estimate import estimate_from_outputs, poor_heads, sample_pictures, with_exact
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import ATTENTION, Pass
 from analysis.pictures import PictureSource
-from analysis.piecework import Work, compute_pieces, join_scores, known_pieces
-from analysis.score_files import Arrays, read_scores, score_file
+from analysis.piecework import Work, compute_pieces, join_scores, known_pieces, with_files
+from analysis.score_files import Arrays, read_scores
 from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 from analysis.stored_array import StoredArray
@@ -59,13 +58,11 @@ def predictor_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
         else None
     )
 
-    code = code_sha256(("attribution.contributions", "analysis.truths"))
-
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         found = output_contributions(opened.model, batch, batch_size=min(batch_size, PICTURES_PER_PASS), dtype=dtype)[1]
         return {PREDICTOR: {"contributions": found.permute(0, 2, 3, 1).float().cpu().numpy()}}
 
-    return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype), "code": code}}, compute, PREDICTOR_FORWARDS[dtype])
+    return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype)}}, compute, PREDICTOR_FORWARDS[dtype])
 
 
 def sample_of(settings: CompareSettings, count: int) -> list[int] | None:
@@ -152,9 +149,8 @@ def _residuals(work: Work, survey: Survey) -> NDArray[np.float64]:
 def _swept(work: Work, survey: Survey, heads: Sequence[tuple[int, int]]) -> Arrays | None:
     """The effects of some heads on all pictures, for the main process."""
     one = zero_pass(work.opened, POOR, heads)
-    file = score_file(work.folder, POOR, {**work.depends_on, **one.depends_on[POOR]})
-    more = replace(work, files={**work.files, POOR: file})
+    more = with_files(work, [one])
     pieces = survey.pieces()
     compute_pieces(more, [(piece, [one]) for piece in pieces], known_pieces(more))
     join_scores(more, [POOR], pieces)
-    return read_scores(file.path)[0] if work.processes.is_main else None
+    return read_scores(more.files[POOR].path)[0] if work.processes.is_main else None

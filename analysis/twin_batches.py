@@ -13,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.models import OpenedModel, preprocessed
-from analysis.pictures import SCORED_REGIONS, SYNTHESIZER_CODE, PictureSource, Twin
+from analysis.pictures import SCORED_REGIONS, PictureSource, Twin
 from attribution.batch import Batch
 from data_synth.twins import Edit
-
-# Modules of this package whose source decides what a twin is.
-TWIN_CODE = ("analysis.twin_batches", "analysis.pictures", *SYNTHESIZER_CODE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from attribution.batch import Batch, MethodSettings
 from attribution.contributions import summed_per_head
 from attribution.gates import PICTURES_PER_PASS, composed_loss_change
 from attribution.layer_gradients import Scalars, context_gradients, contexts_of, each_output, gradients_of, loss_of
+from attribution.method import extras_of
 from attribution.vit import ViTRegressor, attention_modules, loss_per_image, num_heads_of, require_eval
 
 ELEMENTWISE = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
@@ -45,6 +46,17 @@ def layer_deep_lift(model: ViTRegressor, batch: Batch, settings: MethodSettings)
     for part, reference in _passes(model, batch, settings):
         parts.append(-_attributed(model, part, reference, loss_of(part.labels))[1][:, 0])
     return torch.cat(parts)
+
+
+@extras_of(layer_deep_lift)
+def layer_deep_lift_with_extras(
+    model: ViTRegressor, batch: Batch, settings: MethodSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`layer_deep_lift`, and float64 `[image]` how far DeepLift to the pixels is from adding up: `delta` and
+    `difference` of `deep_lift_completeness`."""
+    scores = layer_deep_lift(model, batch, settings)
+    delta, difference = deep_lift_completeness(model, batch, settings)
+    return scores, {"delta": delta.double(), "difference": difference.double()}
 
 
 def layer_deep_lift_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
 from attribution.contributions import output_contributions
+from attribution.method import extras_of
 from attribution.vit import ViTRegressor, attention_modules, gated, loss_per_image, num_heads_of, require_eval
 
 PICTURES_PER_PASS = 8
@@ -49,14 +50,35 @@ def gate_ig_with_delta(model: ViTRegressor, batch: Batch, settings: MethodSettin
     return _integrated(model, batch, settings, with_delta=True)
 
 
+@extras_of(gate_ig)
+def gate_ig_with_extras(
+    model: ViTRegressor, batch: Batch, settings: MethodSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`gate_ig`, and float64 `[image]` its completeness error `delta` and the `difference` ℓ(all gates 1) − ℓ(all
+    gates 0) to which the attributions should sum."""
+    scores, delta = gate_ig_with_delta(model, batch, settings)
+    # Scores are minus the attributions: their sum is off ℓ(0) − ℓ(1) by delta.
+    difference = -scores.float().double().sum(dim=(1, 2)) - delta.double()
+    return scores, {"delta": delta.double(), "difference": difference}
+
+
 def gate_ixg_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Composed loss change from g·∂ŷ_k/∂g at g = 1: one forward, one backward per target.
 
     The most pictures in one pass are 8, or fewer by the settings: larger passes are no faster and hold larger graphs.
     """
+    return gate_ixg_out_with_extras(model, batch, settings)[0]
+
+
+@extras_of(gate_ixg_out)
+def gate_ixg_out_with_extras(
+    model: ViTRegressor, batch: Batch, settings: MethodSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`gate_ixg_out`, and float32 `[image layer head target]` what each head adds to each output (`contributions`)."""
     batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
     predictions, removed = output_contributions(model, batch, batch_size=batch_size)
-    return composed_loss_change(predictions, batch.labels, removed)
+    scores = composed_loss_change(predictions, batch.labels, removed)
+    return scores, {"contributions": removed.permute(0, 2, 3, 1).float()}
 
 
 def gate_saliency_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:

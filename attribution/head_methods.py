@@ -18,8 +18,17 @@ from attribution.attention_scores import (
 )
 from attribution.batch import MethodSettings
 from attribution.controls import layer_index, parameter_norm, random_scores
-from attribution.deep_lift import layer_deep_lift, layer_deep_lift_out
-from attribution.gates import gate_ig, gate_ig_out, gate_ixg, gate_ixg_out, gate_saliency, gate_saliency_out
+from attribution.deep_lift import layer_deep_lift, layer_deep_lift_out, layer_deep_lift_with_extras
+from attribution.gates import (
+    gate_ig,
+    gate_ig_out,
+    gate_ig_with_extras,
+    gate_ixg,
+    gate_ixg_out,
+    gate_ixg_out_with_extras,
+    gate_saliency,
+    gate_saliency_out,
+)
 from attribution.gradient_shap import layer_gradient_shap, layer_gradient_shap_out
 from attribution.heads import cls_mass, cls_mass_of
 from attribution.layer_activation import layer_activation
@@ -74,7 +83,15 @@ METHODS: dict[str, Method] = by_name(
         note="the quadratic part of gate_ixg_out",
     ),
     Method("gate_ixg", gate_ixg, "gates", "1605.01713", backwards=1, note="blind to what is quadratic in the effect"),
-    Method("gate_ixg_out", gate_ixg_out, "gates", "1605.01713", backwards=_per_target, note=IN_UNITS),
+    Method(
+        "gate_ixg_out",
+        gate_ixg_out,
+        "gates",
+        "1605.01713",
+        backwards=_per_target,
+        note=IN_UNITS,
+        with_extras=gate_ixg_out_with_extras,
+    ),
     _path(
         "gate_ig",
         gate_ig,
@@ -83,6 +100,7 @@ METHODS: dict[str, Method] = by_name(
         forwards=_steps,
         backwards=_steps,
         note="all heads leave together",
+        with_extras=gate_ig_with_extras,
     ),
     _path(
         "gate_ig_out",
@@ -156,7 +174,16 @@ METHODS: dict[str, Method] = by_name(
         note=IN_UNITS,
     ),
     # The baseline picture, one for all, is not counted.
-    Method("layer_deep_lift", layer_deep_lift, "layers", "1704.02685", backwards=1, approximate=True, default=False),
+    Method(
+        "layer_deep_lift",
+        layer_deep_lift,
+        "layers",
+        "1704.02685",
+        backwards=1,
+        approximate=True,
+        default=False,
+        with_extras=layer_deep_lift_with_extras,
+    ),
     Method(
         "layer_deep_lift_out",
         layer_deep_lift_out,

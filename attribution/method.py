@@ -5,6 +5,7 @@ Gives :class:`Method` and its cost in passes. Knows no method in particular (`at
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class Method:
     `is_path`: many passes per picture, so that runs take fewer pictures for it; `needs` names the optional fields of
     the batch it cannot do without. `of_attention`: the method as a function (attention weights `[image head query key]`
     of every layer, layout) -> scores or maps, for one that needs nothing else; such methods share one forward pass.
+    `with_extras`: the same scores, and more that comes with them, by name `[image ...]`; it says itself, by
+    `extras_of`, whose scores they are, and `ValueError` is raised where these are not those of `function`.
     """
 
     name: str
@@ -40,6 +43,11 @@ class Method:
     is_path: bool = False
     needs: tuple[str, ...] = ()
     of_attention: Callable[[list[Tensor], HeadLayout], Tensor] | None = None
+    with_extras: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.with_extras is not None and getattr(self.with_extras, "scores_of", None) is not self.function:
+            raise ValueError(f"method {self.name}: with_extras gives the scores of another function; leave it out")
 
 
 def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targets: int) -> tuple[int, int]:
@@ -49,6 +57,16 @@ def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targe
         for passes in (method.forwards, method.backwards)
     )
     return forwards, backwards
+
+
+def extras_of(function: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    """Marks a function that gives the scores of another, and more that comes with them (`Method.with_extras`)."""
+
+    def mark(with_extras: Any) -> Any:
+        with_extras.scores_of = function
+        return with_extras
+
+    return mark
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

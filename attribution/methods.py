@@ -25,7 +25,7 @@ from attribution.state import restored_state
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
 __all__ = ["METHODS", "PIXEL_METHODS", "AttentionReadings", "Method", "MethodSettings", "cost",
-           "read_attention_methods", "run_method", "run_pixel_method"]  # fmt: skip
+           "read_attention_methods", "run_method", "run_pixel_method", "run_with_extras"]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +89,27 @@ def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSet
     with restored_state(model):
         found = method.function(model, batch, settings)
     return _scores(method, found, model, batch)
+
+
+def run_with_extras(
+    name: str, model: ViTRegressor, batch: Batch, settings: MethodSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`run_method`, and what else the method gives of each picture (`Method.with_extras`), on the CPU; often nothing.
+
+    Raises `ValueError` as `run_method` does, and for extras that are not of every picture, or not finite.
+    """
+    method = _named(name, METHODS)
+    if method.with_extras is None:
+        return run_method(name, model, batch, settings), {}
+    _require_fields(method, batch)
+    require_eval(model)
+    with restored_state(model):
+        found, extras = method.with_extras(model, batch, settings)
+    extras = {key: values.detach().cpu() for key, values in extras.items()}
+    for key, values in extras.items():
+        if len(values) != len(batch) or not bool(torch.isfinite(values).all()):
+            raise ValueError(f"method {name}: expected finite numbers of {len(batch)} pictures, got {key} otherwise")
+    return _scores(method, found, model, batch), extras
 
 
 def run_pixel_method(

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from tiny_models import tiny_model
 
 from analysis import passes, run_folder, truth_passes
@@ -24,6 +27,9 @@ from analysis.settings import CompareSettings
 from analysis.timings import read_timings
 from attribution.ablation import zero_ablation
 from attribution.batch import MethodSettings
+from attribution.gates import gate_ixg
+from attribution.method import Method
+from attribution.methods import METHODS as METHODS_TABLE
 from attribution.methods import run_method
 from data_synth import ChirpDataset, SynthConfig
 from data_synth.folder import write_folder
@@ -89,7 +95,7 @@ class Computed:
 @pytest.fixture
 def computed(monkeypatch):
     found = Computed()
-    read, sweep, run = passes.read_attention_methods, truth_passes.zero_ablation, passes.run_method
+    read, sweep, run = passes.read_attention_methods, truth_passes.zero_ablation, passes.run_with_extras
 
     def counted_read(model, batch, dials, *, heads, pixels, head_maps):
         found.add([*heads, *pixels, *(["attention_maps"] if head_maps else [])], batch)
@@ -105,7 +111,7 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(passes, "read_attention_methods", counted_read)
     monkeypatch.setattr(truth_passes, "zero_ablation", counted_sweep)
-    monkeypatch.setattr(passes, "run_method", counted_run)
+    monkeypatch.setattr(passes, "run_with_extras", counted_run)
     return found
 
 
@@ -264,6 +270,67 @@ def test_a_damaged_score_file_is_computed_anew(opened, pictures, tmp_path, compu
     assert computed.rows == {"gate_ixg": list(range(20))} and digests(tmp_path) == before
 
 
+@pytest.mark.parametrize("change", ["a bit", "a type"])
+def test_numbers_that_were_changed_in_a_file_are_computed_anew(opened, pictures, tmp_path, computed, change):
+    """One flipped bit among the last picture's numbers costs its piece, an array of another type all pieces."""
+    run_of(opened, pictures, 20, tmp_path)
+    before, path = digests(tmp_path), tmp_path / "gate_ixg.safetensors"
+    if change == "a bit":
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 2
+        path.write_bytes(bytes(content))
+    else:
+        with safe_open(path, framework="numpy") as file:
+            metadata, scores = file.metadata(), file.get_tensor("scores")
+        save_file({"scores": (scores * 10).astype(np.int8)}, path, metadata)
+    computed.forget()
+    found = run_of(opened, pictures, 20, tmp_path)
+    assert computed.rows == {"gate_ixg": list(range(16, 20) if change == "a bit" else range(20))}
+    assert digests(tmp_path) == before
+    batch = make_batch(opened, source_of(pictures, 20).draw(range(16, 20)))
+    expected = run_method("gate_ixg", opened.model, batch, MethodSettings()).numpy()
+    np.testing.assert_allclose(found.scores["gate_ixg"][16:], expected, rtol=1e-6)
+
+
+def test_a_method_that_cannot_be_told_from_another_is_never_reused(opened, pictures, tmp_path, capsys, monkeypatch):
+    device = open("/dev/zero", "rb")  # what it gives, no digest tells
+
+    def fickle(model, batch, settings):
+        return (-1.0) ** (device.tell() + len(device.read(1))) * gate_ixg(model, batch, settings)
+
+    monkeypatch.setitem(METHODS_TABLE, "mine", Method("mine", fickle))
+    first = run_of(opened, pictures, 8, tmp_path, methods=("mine",))
+    second = run_of(opened, pictures, 8, tmp_path, methods=("mine",))
+    np.testing.assert_array_equal(first.scores["mine"], -second.scores["mine"])
+    device.close()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mine: ")]
+    assert len(lines) == 2 and all("computed anew every time" in line for line in lines)
+
+
+def test_a_changed_sign_in_what_a_method_holds_is_another_method(opened, pictures, tmp_path, computed, monkeypatch):
+    def method_of(sign):
+        return lambda model, batch, settings: sign * gate_ixg(model, batch, settings)
+
+    found = []
+    for sign in (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(-1.0)):
+        monkeypatch.setitem(METHODS_TABLE, "mine", Method("mine", method_of(sign)))
+        computed.forget()
+        found.append((run_of(opened, pictures, 8, tmp_path, methods=("mine",)).scores["mine"], "mine" in computed.rows))
+    assert [again for _, again in found] == [True, False, True]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][0], -found[2][0])
+
+
+def test_a_method_put_in_the_place_of_another_is_run(opened, pictures, tmp_path, monkeypatch):
+    """Those that give more than scores too: nothing is dispatched by name."""
+    usual = run_of(opened, pictures, 8, tmp_path, methods=("gate_ixg_out",))
+    monkeypatch.setitem(METHODS_TABLE, "gate_ixg_out", Method("gate_ixg_out", gate_ixg))
+    other = run_of(opened, pictures, 8, tmp_path, methods=("gate_ixg_out",))
+    expected = run_of(opened, pictures, 8, tmp_path, methods=("gate_ixg",)).scores["gate_ixg"]
+    np.testing.assert_array_equal(other.scores["gate_ixg_out"], expected)
+    assert not np.allclose(usual.scores["gate_ixg_out"], expected)
+
+
 def test_wherever_a_run_is_stopped_it_goes_on(opened, pictures, tmp_path, computed, fresh):
     expected, stop_at = fresh(36), 0
     computed.forget()
@@ -309,7 +376,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_from_then_on(
     opened, pictures, tmp_path, computed, monkeypatch, capsys
 ):
     expected = run_of(opened, pictures, 36, tmp_path / "enough").scores["gate_ixg"]
-    counted, sizes = passes.run_method, []
+    counted, sizes = passes.run_with_extras, []
 
     def scarce(name, model, batch, dials):
         sizes.append(len(batch))
@@ -317,7 +384,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_from_then_on(
             raise MemoryError
         return counted(name, model, batch, dials)
 
-    monkeypatch.setattr(passes, "run_method", scarce)
+    monkeypatch.setattr(passes, "run_with_extras", scarce)
     computed.forget()
     found = run_of(opened, pictures, 36, tmp_path / "scarce").scores["gate_ixg"]
     assert sizes == [16, 8] + [4] * 9

@@ -90,11 +90,17 @@ def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
     first = reference_context(opened, source)
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-13)
     [file] = own_cache.iterdir()
-    monkeypatch.setattr(truth_passes, "mean_context", lambda *_: pytest.fail("computed twice"))
+    whole = file.read_bytes()
+    monkeypatch.setattr(truth_passes, "write_checked", lambda *_: pytest.fail("computed twice"))
     assert torch.equal(reference_context(opened, source), first)
-    file.write_bytes(b"not whole")
     monkeypatch.undo()
     monkeypatch.setattr(truth_passes, "cache_folder", lambda: own_cache)
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1  # one bit of a number
+    for broken in (b"not whole", bytes(flipped), whole[:-8]):
+        file.write_bytes(broken)
+        assert torch.equal(reference_context(opened, source), first)
+        assert file.read_bytes() == whole
     assert torch.equal(reference_context(opened, source), first)
     other = OpenedModel(tiny_model("dinov2_lora", seed=1), "other", "1", is_control=True)
     assert not torch.equal(reference_context(other, source), first)

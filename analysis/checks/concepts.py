@@ -18,7 +18,6 @@ from analysis.checks.evidence import Evidence, Orders
 from analysis.concept_masks import CONCEPTS, concept_masks, drawn_masks, sink_mask
 from analysis.concept_tables import COLUMNS, concept_table
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass
 from analysis.pictures import PictureSource
 from analysis.ranked_maps import Blocks
@@ -65,11 +64,9 @@ def passes(
                 found |= {f"{query}_map": maps[query].float().cpu().numpy() for query in QUERIES}
         return {NAME: found}
 
-    modules = (__name__, "analysis.concept_masks", "attribution.token_norms", "attribution.heads")
     depends_on = {
         "seed": settings.seed,
         "scikit-image": version("scikit-image"),
-        "code": code_sha256((*modules, "attribution.randomised", "analysis.models")),
     }
     return [Pass(NAME, {NAME: depends_on}, compute, 1.0 + 2.0 * (len(builds) - 1))]
 

@@ -20,7 +20,6 @@ import torch
 from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
 from analysis.curve_areas import curve_table, removal_counts
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
@@ -53,7 +52,7 @@ def passes(
         losses = torch.stack([loss_per_image(scenario, labels) for scenario in predictions], dim=1)
         return {NAME: {"losses": losses.numpy()}}
 
-    depends_on = {"sets": digest, "code": code_sha256(("attribution.sweep", "analysis.models"))}
+    depends_on = {"sets": digest}
     rows = first_rows(settings.curve_pictures, source.count)
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from analysis.checks.evidence import Evidence, Orders
 from analysis.intervals import interval_over_images, weighted_mean
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from analysis.truth_passes import sweep_forwards
-from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
+from analysis.twin_batches import irrelevant, spread, twin_batch
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch
 from attribution.method import Method
@@ -55,11 +54,10 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: {"delta_loss": effects_without(opened, source, batch, batch_size)}}
 
-    modules = (__name__, "attribution.ablation", "analysis.models", *TWIN_CODE)
     rows = first_rows(settings.curve_pictures, source.count)
     items = irrelevant(source, ITEMS)
     forwards = len(items) * sweep_forwards(opened)
-    return [Pass(NAME, {NAME: {"items": items, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
+    return [Pass(NAME, {NAME: {"items": items}}, compute, forwards, rows=rows)]
 
 
 def effects_without(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> Floats:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from analysis.checks.evidence import Evidence, Orders
 from analysis.intervals import interval_over_images, weighted_mean
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource, region_indices
 from analysis.score_files import Arrays
@@ -61,7 +60,6 @@ def passes(
     depends_on = {
         "regions": REGIONS,
         "masks": _sha256_of_masks(source, range(source.count) if rows is None else rows),
-        "code": code_sha256((__name__, "attribution.knockout", "analysis.models")),
     }
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
 from analysis.intervals import bootstrap_interval, interval_over_images, weighted_root_ratio
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
-from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
+from analysis.twin_batches import irrelevant, spread, twin_batch
 from attribution.batch import Batch
 from attribution.method import Method
 from attribution.sweep import predictions_without
@@ -60,11 +59,10 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: removed(opened, source, batch, chosen, batch_size)}
 
-    modules = (__name__, "attribution.sweep", "analysis.models", *TWIN_CODE)
     depends_on = {"groups": {item: [list(group) for group in found] for item, found in chosen.items()}}
     rows = first_rows(settings.curve_pictures, source.count)
     forwards = 2.0 * sum(1 + len(found) for found in chosen.values())
-    return [Pass(NAME, {NAME: depends_on | {"code": code_sha256(modules)}}, compute, forwards, rows=rows)]
+    return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 
 
 def groups(orders: Orders, source: PictureSource) -> dict[str, list[tuple[Head, ...]]]:

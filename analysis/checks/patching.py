@@ -24,13 +24,12 @@ from analysis.intervals import (
     weighted_root_ratio,
 )
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from analysis.truth_passes import sweep_forwards
-from analysis.twin_batches import TWIN_CODE, irrelevant, spread, twin_batch
+from analysis.twin_batches import irrelevant, spread, twin_batch
 from attribution.ablation import zero_ablation
 from attribution.batch import Batch
 from attribution.contexts import contexts
@@ -65,11 +64,10 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: patched(opened, source, batch, batch_size)}
 
-    modules = (__name__, "attribution.ablation", "analysis.models", *TWIN_CODE)
     rows = first_rows(settings.curve_pictures, source.count)
     items = irrelevant(source, ITEMS)
     forwards = len(items) * (3 * sweep_forwards(opened) + 1)
-    return [Pass(NAME, {NAME: {"items": items, "code": code_sha256(modules)}}, compute, forwards, rows=rows)]
+    return [Pass(NAME, {NAME: {"items": items}}, compute, forwards, rows=rows)]
 
 
 def patched(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> Arrays:

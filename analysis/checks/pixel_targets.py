@@ -13,8 +13,16 @@ import pandas as pd
 
 from analysis.checks.evidence import Evidence, Orders
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
-from analysis.passes import BACKWARD_COST, PIXEL, Pass, chosen_methods, first_rows, method_settings, patch_maps
+from analysis.passes import (
+    BACKWARD_COST,
+    PIXEL,
+    Pass,
+    chosen_methods,
+    first_rows,
+    method_settings,
+    patch_maps,
+    told_apart,
+)
 from analysis.pictures import PIXEL_REGIONS, PictureSource
 from analysis.pixel_localization import COLUMNS, pixel_localization_table
 from analysis.score_files import Arrays
@@ -53,12 +61,11 @@ def passes(
             return {_key(name): {"maps": np.stack(found, axis=1)}}
 
         forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
-        modules = ("attribution.all_scalars", str(method.function.__module__), __name__)
         depends_on = {
             "pixel_steps": dials.pixel_steps,
             "noise_samples": dials.noise_samples,
             "seed": dials.seed,
-            "code": code_sha256(modules),
+            **told_apart({name: method}),
         }
         return Pass(
             _key(name),

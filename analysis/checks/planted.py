@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from analysis.checks.evidence import Evidence, Head, Orders
-from analysis.checks.rerun import code_of, forwards_of, needs_of, on_trial, scores_or_nan
+from analysis.checks.rerun import forwards_of, needs_of, on_trial, scores_or_nan
 from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel
-from analysis.passes import Pass, first_rows, method_settings
+from analysis.passes import Pass, first_rows, method_settings, told_apart
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.scorecard import oriented
@@ -59,8 +59,7 @@ def passes(
     """
     chosen = on_trial(methods)
     dials = replace(method_settings(settings), steps=STEPS)
-    code = code_of(chosen, (__name__, "analysis.checks.rerun", "attribution.planted", "attribution.ablation"))
-    depends_on = {"seed": settings.seed, "steps": STEPS, **code}
+    depends_on = {"seed": settings.seed, "steps": STEPS, **told_apart(chosen)}
     forwards = forwards_of(chosen.values(), dials, opened) + 1 + float(sweep_costs(*_shape(opened.model)).sum())
     held: dict[str, ViTRegressor | None] = {}
 

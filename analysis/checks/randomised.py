@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from analysis.agreement import resampled
 from analysis.checks.evidence import Evidence, Orders
-from analysis.checks.rerun import by_cost, code_of, forwards_of, needs_of, on_trial, scores_or_nan, spearman_interval
+from analysis.checks.rerun import by_cost, forwards_of, needs_of, on_trial, scores_or_nan, spearman_interval
 from analysis.models import OpenedModel
-from analysis.passes import Pass, first_rows, method_settings
+from analysis.passes import Pass, first_rows, method_settings, told_apart
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.scorecard import oriented
@@ -77,7 +77,7 @@ def passes(
         depends_on = {
             "seed": settings.seed,
             "steps": settings.steps,
-            **code_of(chosen, (__name__, "analysis.checks.rerun", "attribution.randomised")),
+            **told_apart(chosen),
         }
         return Pass(
             key,

@@ -21,7 +21,6 @@ from analysis.checks.evidence import Evidence, Head, Orders
 from analysis.intervals import interval_over_images
 from analysis.models import OpenedModel
 from analysis.nulls import false_discovery_rate
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
@@ -60,10 +59,7 @@ def passes(
         residuals = outputs - batch.labels.to("cpu", torch.float64)
         return {NAME: {"residuals": residuals.transpose(0, 1).contiguous().numpy()}}
 
-    depends_on = {
-        "scenarios": [list(heads) for heads in scenarios],
-        "code": code_sha256((__name__, "attribution.sweep", "analysis.models")),
-    }
+    depends_on = {"scenarios": [list(heads) for heads in scenarios]}
     rows = first_rows(settings.curve_pictures, source.count)
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 

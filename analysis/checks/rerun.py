@@ -7,9 +7,7 @@ the usual steps take the first 4 alone. Knows no check.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 from analysis.agreement import Ranking, spearman
 from analysis.intervals import centred_interval
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import BACKWARD_COST, method_settings
 from analysis.settings import CompareSettings
 from attribution.batch import Batch, MethodSettings
@@ -57,15 +54,6 @@ def scores_or_nan(name: str, model: ViTRegressor, batch: Batch, dials: MethodSet
         return np.full((len(batch), len(modules), num_heads_of(modules[0])), np.nan, dtype=np.float32)
 
 
-def code_of(methods: Mapping[str, Method], modules: Sequence[str]) -> dict[str, Any]:
-    """What scores depend on: the methods' names, the source of those that are not this project's, and the code."""
-    behind = sorted({_module(method) for method in methods.values() if _is_own(method)})
-    return {
-        "methods": {name: _foreign_source(method) for name, method in methods.items()},
-        "code": code_sha256((*modules, "attribution.methods", "analysis.models", *behind)),
-    }
-
-
 def forwards_of(methods: Iterable[Method], dials: MethodSettings, opened: OpenedModel) -> float:
     """Cost of running methods, in forward passes per picture."""
     num_layers, num_targets = len(attention_modules(opened.model)), len(opened.model.config.target_names)
@@ -83,23 +71,3 @@ def spearman_interval(a: Ranking, b: Ranking) -> tuple[float, float, float]:
     found = spearman(a, b)[:, None]
     low, high = np.clip(centred_interval(found[0], found[1:]), -1.0, 1.0)[:, 0]
     return float(found[0, 0]), float(low), float(high)
-
-
-def _module(method: Method) -> str:
-    return str(getattr(method.function, "__module__", ""))
-
-
-def _is_own(method: Method) -> bool:
-    return _module(method).startswith("attribution.")
-
-
-def _foreign_source(method: Method) -> str:
-    """The source of a function that is not this project's, its defaults and what it closes over; else nothing."""
-    function: Any = method.function
-    if _is_own(method):
-        return ""
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    try:
-        return f"{inspect.getsource(function)}{[getattr(function, '__defaults__', None), *cells]}"
-    except (OSError, TypeError):
-        return repr(function)

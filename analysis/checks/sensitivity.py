@@ -19,9 +19,9 @@ import torch
 
 from analysis.agreement import resampled, top_overlap
 from analysis.checks.evidence import Evidence, Orders
-from analysis.checks.rerun import by_cost, code_of, forwards_of, needs_of, spearman_interval
+from analysis.checks.rerun import by_cost, forwards_of, needs_of, spearman_interval
 from analysis.models import OpenedModel
-from analysis.passes import Pass, first_rows, method_settings
+from analysis.passes import Pass, first_rows, method_settings, told_apart
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.scorecard import oriented
@@ -73,7 +73,7 @@ def passes(
         depends_on = {
             "seed": settings.seed,
             "steps": variant.steps,
-            **code_of(chosen, (__name__, "analysis.checks.rerun")),
+            **told_apart(chosen),
         }
         return Pass(
             key,

@@ -16,12 +16,11 @@ from analysis.checks.concepts import models_of
 from analysis.checks.evidence import Evidence, Orders
 from analysis.checks.twins_shown import shown_pass
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass
 from analysis.pictures import PictureSource, region_indices
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
-from analysis.twin_batches import TWIN_CODE, twin_batch
+from analysis.twin_batches import twin_batch
 from analysis.twin_effects import COLUMNS, EDITS, twin_table
 from attribution.batch import Batch
 from attribution.heads import QUERIES, attention_maps
@@ -55,8 +54,7 @@ def passes(
         models = {name: held.setdefault(name, build()) for name, build in builds.items()}
         return {NAME: lifts_of(opened, models, source, batch, batch_size)}
 
-    modules = (__name__, "attribution.heads", "attribution.randomised", "analysis.models", *TWIN_CODE)
-    depends_on = {"seed": settings.seed, "edits": EDITS, "code": code_sha256(modules)}
+    depends_on = {"seed": settings.seed, "edits": EDITS}
     of_all = Pass(NAME, {NAME: depends_on}, compute, 2.0 * len(builds) * (1 + len(BY_NAME)))
     return [of_all, shown_pass(opened, source, list(BY_NAME.values()))]
 

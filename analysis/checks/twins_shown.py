@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.models import OpenedModel
-from analysis.own_code import code_sha256
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
-from analysis.twin_batches import TWIN_CODE, twin_batch
+from analysis.twin_batches import twin_batch
 from attribution.batch import Batch
 from attribution.heads import attention_maps
 from data_synth.twins import Edit
@@ -47,7 +46,6 @@ def shown_pass(opened: OpenedModel, source: PictureSource, edits: Sequence[Edit]
             found |= {f"{edit}|{part}": values for part, values in zip(PARTS, arrays, strict=True)}
         return {NAME: found}
 
-    modules = (__name__, "attribution.heads", "analysis.models", *TWIN_CODE)
     rows = first_rows(PICTURES, source.count)
-    depends_on = {"edits": [str(edit) for edit in edits], "code": code_sha256(modules)}
+    depends_on = {"edits": [str(edit) for edit in edits]}
     return Pass(NAME, {NAME: depends_on}, compute, 1.0 + len(edits), rows=rows)
