@@ -165,7 +165,7 @@ def described(definition: Definition) -> tuple[str, list[tuple[str, Definition]]
     nodes = _nodes(definition)
     names: dict[str, list[Definition]] = {}
     for node in nodes:
-        local = {}
+        local: dict[str, tuple[str, str | None]] = {}
         for inner in ast.walk(node):
             if isinstance(inner, (ast.Import, ast.ImportFrom)):
                 local |= _imported(inner, definition.module)
