@@ -14,9 +14,9 @@ def concept(name, share=0.0, lift=0.5, q=1.0, p=0.5, n=20):
             "q_value": q} | {f"share_above_{tau}": share for tau in (2, 3, 5)}  # fmt: skip
 
 
-def twin(name, edit, statistic, limits):
+def twin(name, edit, statistic, limits, n=20):
     return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit,
-            "statistic": statistic} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
+            "statistic": statistic, "n": n} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
 
 
 def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT):
@@ -35,7 +35,7 @@ def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT
 
 
 NO_TWINS = pd.DataFrame(
-    columns=["layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high"]
+    columns=["layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high", "n"]
 )
 
 
