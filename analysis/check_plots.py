@@ -1,4 +1,4 @@
-"""Figures of the checks: removal curves, randomised models, settings, planted truths.
+"""Figures of the checks: removal curves, whole layers removed, randomised models, settings, planted truths.
 
 Takes the tidy tables of the checks; gives a `Figure`. The conventions are those of `analysis.plots`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -34,6 +35,7 @@ from analysis.cells import (
 from analysis.method_plots import names_with_n
 
 ENDS = {"most_first": "most important head first", "least_first": "least important head first"}
+JOINT_LEVELS = {"layer": "all heads of layer", "group": "all heads of layers"}
 TRUTH_ORDER = "ablation_zero"
 SENSITIVITY = {
     "spearman_with_default": "ρ with its own\nscores as set",
@@ -101,6 +103,42 @@ def removal_curves(
     known = panels[0].get_legend_handles_labels()[1]
     names = dict.fromkeys((*methods, TRUTH_ORDER, control, "other methods"))
     shared_legend(figure, panels[0], [name for name in names if name in known])
+    return figure
+
+
+def joint_removal(joint: pd.DataFrame) -> Figure:
+    """What the loss gains without all heads of a layer, or of layers together, beside the sum of their single effects.
+
+    One scale for both panels; intervals are those of the table.
+    """
+    columns = ("level", "layers", "joint_var_pct", "ci_low", "ci_high")
+    require_columns(joint, (*columns, "sum_of_single_var_pct", "sum_ci_low", "sum_ci_high"), "joint_removal")
+    if joint.duplicated(["level", "layers"]).any():
+        raise ValueError("joint_removal: more than one row for a level and its layers, expected one")
+    levels = [level for level in JOINT_LEVELS if (joint["level"] == level).any()]
+    halves = [joint[joint["level"] == level] for level in levels]
+    figure = Figure((9.6, 4.2), layout="constrained")
+    widths = [len(half) + 1 for half in halves]
+    panels = figure.subplots(1, len(levels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    kinds = (
+        ("sum_of_single_var_pct", "sum_ci_low", "sum_ci_high", -0.14, "0.55", "s", "one at a time, added up"),
+        ("joint_var_pct", "ci_low", "ci_high", 0.14, OKABE_ITO[0], "o", "together"),
+    )
+    for panel, level, half in zip(panels, levels, halves, strict=True):
+        panel.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        for value, low, high, aside, colour, marker, name in kinds:
+            middle, places = half[value].to_numpy(float), np.arange(len(half)) + aside
+            panel.vlines(places, half[low], half[high], color=colour, linewidth=1.2)
+            panel.plot(places, middle, marker, color=colour, markersize=5, label=name)
+        panel.set_xticks(range(len(half)), half["layers"].astype(str))
+        dress(panel, JOINT_LEVELS[level], "", "")
+        if level == "group":
+            slant(panel)
+    drawn = joint[["joint_var_pct", "ci_low", "ci_high", "sum_of_single_var_pct", "sum_ci_low", "sum_ci_high"]]
+    values = drawn.to_numpy(float).ravel()
+    effect_scale(panels[0], "y", values, "rise of the loss without these heads\n(% of the label variance)")
+    panels[0].yaxis.label.set_fontsize(9)
+    shared_legend(figure, panels[0], [kind[-1] for kind in kinds])
     return figure
 
 

@@ -210,9 +210,7 @@ def _twin(dataset: ChirpDataset, edit: Edit, row: int) -> Twin | None:
     scene = dataset.scene(row)
     if edit.kind != "chirp_elsewhere":
         fixed = isinstance(scene.projection, PublishedFigure)  # a figure without room for most edits
-        if not has_region(scene, edit.region) or (
-            fixed and edit != replace_text("title") and (edit.kind != "without" or edit.region == "frame")
-        ):
+        if not has_region(scene, edit.region) or (fixed and edit != replace_text("title") and edit.kind != "without"):
             return None
     sample = render(twin_scene(dataset, row, edit), dataset.config)
     return Twin(sample.image, sample.patch_labels)

@@ -7,7 +7,6 @@ that can be drawn. Draws nothing itself (:mod:`analysis.role_plots`, :mod:`analy
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from analysis import gallery, role_plots
 from analysis.artists import figure_of, head_name
 from analysis.checks.distraction import SLOPE
 from analysis.checks.twins_shown import INTACT
-from analysis.concept_masks import CONCEPTS
+from analysis.concept_masks import CONCEPTS, DRAWN, concept_masks, drawn_masks
 from analysis.intervals import indicative
 from analysis.pictures import region_indices
 from analysis.score_files import Arrays
@@ -92,12 +91,14 @@ def role_figures(tables: Mapping[str, pd.DataFrame], shown: Arrays | None) -> It
 
 
 def clearest(roles: pd.DataFrame, concepts: pd.DataFrame, concept: str) -> list[tuple[int, int, str]]:
-    """Layer, head and role of the heads that tell a concept best: by lift, those with a role about it first."""
+    """Layer, head and role of the heads that tell a concept best: by lift, those with a role about it first; of edges
+    and corners those alone."""
     of = (concepts["model"] == FINETUNED) & (concepts["query"] == QUERY) & (concepts["concept"] == concept)
     named = roles[(roles["model"] == FINETUNED) & (roles["query"] == QUERY) & (roles["tau"] == TAU)]
     table = concepts[of].merge(named[["layer", "head", "concepts", "role"]], on=["layer", "head"])
     about = [concept in str(names).split(";") for names in table["concepts"]]
     table = table.assign(about=about).sort_values(["about", "lift"], ascending=False, kind="stable")
+    table = table[table["about"]] if concept in DRAWN else table
     return [(int(row["layer"]), int(row["head"]), str(row["role"])) for _, row in table.head(HEADS_SHOWN).iterrows()]
 
 
@@ -105,16 +106,18 @@ def detectors_with_twins(roles: pd.DataFrame, concepts: pd.DataFrame, shown: Arr
     """For each concept with twins its clearest heads, a row each: the picture, then its twins. None where no picture
     shows any."""
     images, maps, titles, rows = [], [], [], []
-    for concept, edits in EDITS.items():
-        picture = _first_with_all(shown, concept, list(edits))
+    for concept, every in EDITS.items():
+        edits = [edit for edit in every if concept not in DRAWN or shown[f"{edit}|image"].any()]
+        picture = _first_with_all(shown, edits)
         if picture is None or not (concepts["concept"] == concept).any():
             continue
         for layer, head, role in clearest(roles, concepts, concept):
-            here = _mask(shown[f"{INTACT}|labels"][picture], concept)
+            here = _mask(shown, INTACT, picture, concept)
             for edit in (INTACT, *edits):
                 found = shown[f"{edit}|map"][picture, layer, head]
-                there = here if edit == INTACT else _mask(shown[f"{edit}|labels"][picture], concept)
-                on = there if there.any() else here
+                there = _mask(shown, edit, picture, concept)
+                stays = concept in DRAWN and EDITS[concept].get(edit) != "follow"
+                on = there if there.any() and not stays else here
                 images.append(shown[f"{edit}|image"][picture])
                 maps.append(found)
                 titles.append(f"{edit.translate(PLAIN_NAME).strip()}: {100 * found[on].sum() / found.sum():.0f} %")
@@ -124,15 +127,20 @@ def detectors_with_twins(roles: pd.DataFrame, concepts: pd.DataFrame, shown: Arr
     return gallery.attention_gallery(np.stack(images), np.stack(maps), titles, rows=rows)
 
 
-def _first_with_all(shown: Arrays, concept: str, edits: list[str]) -> int | None:
+def _first_with_all(shown: Arrays, edits: list[str]) -> int | None:
     whole = [
         all(shown[f"{edit}|image"][place].any() for edit in edits) for place in range(len(shown[f"{INTACT}|image"]))
     ]
-    return whole.index(True) if True in whole else None
+    return whole.index(True) if True in whole and edits else None
 
 
-def _mask(labels: NDArray[Any], concept: str) -> NDArray[np.bool_]:
-    return np.isin(labels, region_indices()[concept])
+def _mask(shown: Arrays, edit: str, picture: int, concept: str) -> NDArray[np.bool_]:
+    """Where a picture shows a concept, [row col]; of edges and corners without regard to sinks."""
+    labels = shown[f"{edit}|labels"][picture]
+    if concept not in DRAWN:
+        return np.isin(labels, region_indices()[concept])
+    drawn = drawn_masks(shown[f"{edit}|image"][picture][None], *labels.shape)
+    return concept_masks(labels[None], drawn, np.zeros((1, *labels.shape), dtype=bool))[concept][0]
 
 
 def _note(count: int) -> str:

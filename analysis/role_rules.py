@@ -11,8 +11,9 @@ and threshold. Knows no pictures and no model.
   it; and *position fixed*, where the thing never moves and no permutation could: there twins alone judge.
 - A head with one concept (of several without detection that of the highest lift) is a *detector* where every twin of
   the concept says content (lower limits above a half), a *position prior* where one says that attention stays (upper
-  limit below a half) and none that it follows, else *undecided*. Without twins it is *untested*: edges, corners, sinks,
-  and all concepts of a folder's pictures. A positional head is never a detector.
+  limit below a half) and none that it follows, else *undecided*. Without twins in five or more pictures it is
+  *untested*: sinks, edges and corners that no twin takes out, and all concepts of a folder's pictures. A positional
+  head is never a detector.
 - Text that is let go when its box goes too, but not when a grey box takes its place, is *text box*, not *text*.
 """
 
@@ -33,8 +34,13 @@ SIGNIFICANT = 0.05
 CONTENT = 0.5  # above: attention acts on content; below: on position
 LEAST_PICTURES = 5  # with fewer the permutation test can hardly reject
 GREY = "grey(text)"
-# Titles are but a part of text: what they tell is reported, not required.
-REPORTED_ONLY = ("move(title)", GREY)
+# Titles are but a part of text, and what stands beside a text or a bar but a few of the edges and corners: what they
+# tell is reported, not required.
+REPORTED_ONLY = {
+    "text": ("move(title)", GREY),
+    "edge": (GREY, "move(colorbar)"),
+    "corner": (GREY, "move(colorbar)"),
+}
 VERDICTS = ("detector", "position prior", "undecided", "untested")
 COLUMNS = (
     *("layer", "head", "model", "query", "tau", "semanticity", "concepts", "verdict", "role"),
@@ -116,9 +122,9 @@ def _named(semanticity: str, concepts: list[str], verdict: str, role: str, count
 def judged(concept: str, twins: pd.DataFrame) -> tuple[str, dict[str, float]]:
     """The verdict of a concept's twins on one head, and the statistic that decided it, or speaks least for content.
 
-    The twins that the pictures have decide; those of :data:`REPORTED_ONLY` do not.
+    The twins that five pictures or more have decide; those of :data:`REPORTED_ONLY` do not.
     """
-    offered = twins[~twins["edit"].isin(REPORTED_ONLY)]
+    offered = twins[~twins["edit"].isin(REPORTED_ONLY.get(concept, ())) & (twins["n"] >= LEAST_PICTURES)]
     if concept not in EDITS or offered.empty:
         return "untested", _evidence(offered.iloc[:0])
     rows = offered.dropna(subset=["value", "ci_low", "ci_high"])

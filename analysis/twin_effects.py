@@ -7,7 +7,8 @@ is 1 where other letters make no difference to it, be it for content or for posi
 ``let_go`` (thing removed): the part of the excess over chance that leaves the place, (lift - lift after) / (lift - 1).
 ``follow`` (thing moved): with the contrast of the two places D = lift(here) - lift(there), (D before + D after) /
 (2 D before), places shared by both left out: 1 where attention moves along, 0 where it stays. ``keep`` (replaced by its
-like): (lift after - 1) / (lift - 1). All are ratios of sums over pictures. A head that does not look at the thing to
+like): (lift after - 1) / (lift - 1). All are ratios of sums over pictures. Of edges and corners, which no edit takes
+out all of, places are those of the ones that the edit takes out, and of the ones that it makes. A head that does not look at the thing to
 begin with (denominator not above :data:`LEAST_EXCESS` a picture) has none.
 """
 
@@ -28,6 +29,16 @@ EDITS: dict[str, dict[str, str]] = {
     "chirp": {"chirp_elsewhere": "follow", "without(chirp)": "let_go"},
     "text": {"without(text)": "let_go", "replace(text)": "keep", "grey(text)": "let_go", "move(title)": "follow"},
     "colorbar": {"without(colorbar)": "let_go", "move(colorbar)": "follow"},
+}
+# Frame and ticks are lines, but most edges are the border of the spectrogram, which stays without them.
+EDITS |= {
+    concept: {
+        "without(frame)": "let_go",
+        "without(plot_background)": "let_go",
+        "grey(text)": "let_go",
+        "move(colorbar)": "follow",
+    }
+    for concept in ("edge", "corner")
 }
 LEAST_EXCESS = 0.5
 COLUMNS = ("layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high", "n")

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from .chirp import ridge, sample_params
+from .chirp import chirp_mask, ridge, sample_params
 from .dataset import ChirpDataset, Sample, Scene, render
 from .figure import Layout, draw
-from .layouts import SPLITS, project
+from .layouts import SPLITS, Projection, project
 from .placement import Box, Item, moved_items
 from .published import PublishedFigure, published_figure
 from .raster import TEXT_REGIONS
@@ -40,7 +40,8 @@ class Edit:
 
 
 def without(region: str) -> Edit:
-    """The picture without a region: ``chirp``, ``text``, ``colorbar`` (with ticks and label), or one text region."""
+    """The picture without a region: ``chirp``, ``text``, ``colorbar`` (with ticks and label), ``frame`` (all lines and
+    tick marks), ``plot_background`` (with the frame: the chirp stays, on bare paper), or one text region."""
     return Edit("without", region)
 
 
@@ -66,6 +67,8 @@ def has_region(scene: Scene, region: str) -> bool:
     """Whether a picture shows a region (or any text, for ``text``)."""
     if region == "chirp":
         return bool(scene.clean.any())
+    if region == "plot_background":
+        return True
     if isinstance(scene.projection, PublishedFigure):
         return region not in scene.projection.hidden
     return any(item.region in _group(region) for item in scene.projection.layout.items)
@@ -88,13 +91,15 @@ def twin_scene(dataset: ChirpDataset, index: int, edit: Edit) -> Scene:
     if edit == without("chirp"):
         return replace(scene, clean=np.zeros_like(scene.clean))
     if isinstance(scene.projection, PublishedFigure):
-        return replace(scene, projection=_published_twin(scene, scene.projection, edit, index))
-    layout = scene.projection.layout
-    items, added = edited_items(layout, edit, seed=index)
-    projection = project(
-        draw(layout.style, layout.axes, items + added), dataset.config.image_size, dataset.config.patch_size
-    )
-    return replace(scene, projection=projection)
+        projection: Projection | PublishedFigure = _published_twin(scene, scene.projection, edit, index)
+    else:
+        layout = scene.projection.layout
+        items, added = edited_items(layout, edit, seed=index)
+        projection = project(
+            draw(layout.style, layout.axes, items + added), dataset.config.image_size, dataset.config.patch_size
+        )
+    twin = replace(scene, projection=projection)
+    return _on_paper(twin) if edit == without("plot_background") else twin
 
 
 def twin(dataset: ChirpDataset, index: int, edit: Edit) -> Sample:
@@ -125,11 +130,25 @@ def edited_items(layout: Layout, edit: Edit, seed: int) -> tuple[tuple[Item, ...
 def edited_boxes(layout: Layout, edit: Edit, seed: int) -> tuple[Box, ...]:
     """Every box whose pixels an edit of the chrome may change: where things were and where they are now."""
     kept, added = edited_items(layout, edit, seed)
-    return tuple(item.box for item in layout.items if item not in kept) + tuple(item.box for item in added)
+    plot = (layout.axes,) if edit.region == "plot_background" else ()
+    return plot + tuple(item.box for item in layout.items if item not in kept) + tuple(item.box for item in added)
 
 
 def _group(region: str) -> tuple[str, ...]:
+    if region == "plot_background":
+        return ("frame",)  # without its lines, or they would draw the border that is to go
     return TEXT_REGIONS if region == "text" else (region,)
+
+
+def _on_paper(scene: Scene) -> Scene:
+    """The scene with paper where its spectrogram shows no chirp."""
+    shown = chirp_mask(scene.clean)
+    if isinstance(scene.projection, PublishedFigure):  # matplotlib leaves out what is not a number
+        return replace(scene, noise=np.where(shown, scene.noise, np.float32(np.nan)))
+    lut = scene.projection.lut.copy()
+    lut[0] = scene.projection.layout.style.paper  # no value is as low as the lowest colour
+    noise = np.where(shown, scene.noise, np.float32(-np.inf))
+    return replace(scene, noise=noise, projection=replace(scene.projection, lut=lut))
 
 
 def _other_text(layout: Layout, item: Item, rng: np.random.Generator) -> Item:
@@ -163,7 +182,7 @@ def _scramble(text: str, rng: np.random.Generator) -> str:
 
 def _published_twin(scene: Scene, figure: PublishedFigure, edit: Edit, index: int) -> PublishedFigure:
     values = scene.clean + scene.noise
-    if edit.kind == "without" and edit.region != "frame":
+    if edit.kind == "without":
         hidden = frozenset(COLORBAR_PARTS if edit.region == "colorbar" else _group(edit.region))
         return published_figure(
             values, scene.params, index, title=figure.title, limits=figure.limits, hidden=figure.hidden | hidden

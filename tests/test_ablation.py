@@ -307,6 +307,9 @@ def test_heads_at_other_contexts_by_hooks_one_picture_and_head_at_a_time(kind):
                 assert float(result.delta_loss[image, layer, head]) == pytest.approx(
                     float(sum(effects) / len(effects)), abs=1e-9
                 )
+                torch.testing.assert_close(
+                    result.ablated_predictions[image, layer, head], torch.cat(predictions).mean(0), rtol=0, atol=1e-10
+                )
                 changes = [(one - label)[0] ** 2 - (model(picture) - label)[0] ** 2 for one in predictions]
                 units = torch.tensor(model.config.label_std, dtype=FLOAT64) ** 2
                 torch.testing.assert_close(
@@ -315,6 +318,25 @@ def test_heads_at_other_contexts_by_hooks_one_picture_and_head_at_a_time(kind):
                     rtol=1e-8,
                     atol=1e-7,
                 )
+
+
+def test_resample_is_the_mean_over_donors_and_no_single_one_of_them():
+    """Each field is the mean of four sweeps with one donor each; their order is nothing, each of them something."""
+    model = exact_model("dinov2_lora", FLOAT64)
+    batch = tiny_batch(model)
+    donors = batch.donor_pixel_values
+    whole = tensors_of(resample_ablation(model, batch))
+    alone = [
+        tensors_of(resample_ablation(model, replace(batch, donor_pixel_values=donors[:, number : number + 1])))
+        for number in range(4)
+    ]
+    turned = tensors_of(resample_ablation(model, replace(batch, donor_pixel_values=donors.flip(1))))
+    for name in ("delta_loss", "delta_target_sq", "ablated_predictions"):
+        mean = sum(one[name] for one in alone) / 4
+        torch.testing.assert_close(whole[name], mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(whole[name], turned[name], rtol=1e-10, atol=1e-12)
+        scale = float(mean.abs().max())
+        assert all(float((whole[name] - one[name]).abs().max()) > 1e-3 * scale for one in alone)
 
 
 def test_a_head_at_its_own_context_changes_nothing():

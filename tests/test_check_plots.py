@@ -391,3 +391,45 @@ def test_every_figure_draws_without_a_warning_or_a_cut_and_leaves_its_table(kind
         assert not cut_off(figure)
     for name, table in tables.items():
         pd.testing.assert_frame_equal(table, before[name])
+
+
+def joint_table():
+    groups = [f"0-{last}" for last in range(1, 12)] + ["5-10", "5-11"]
+    names = [("layer", str(layer)) for layer in range(12)] + [("group", name) for name in groups]
+    rng = np.random.default_rng(2)
+    single = rng.gamma(0.5, 4.0, len(names)) - 0.3
+    joint = single * rng.uniform(0.5, 6, len(names))
+    columns = {"joint_var_pct": joint, "ci_low": joint - 0.4 * np.abs(joint), "ci_high": joint + 0.7 * np.abs(joint)}
+    columns |= {"sum_of_single_var_pct": single, "sum_ci_low": single - 0.2, "sum_ci_high": single + 0.3, "n": 32}
+    return pd.DataFrame(names, columns=["level", "layers"]).assign(**columns)
+
+
+def test_joint_removal_stands_beside_the_sum_with_the_intervals_of_the_table():
+    table = joint_table()
+    figure = check_plots.joint_removal(table)
+    layers, groups = figure.axes
+    assert layers.get_xlabel() == "all heads of layer" and groups.get_xlabel() == "all heads of layers"
+    assert "% of the label variance" in layers.get_ylabel()
+    for panel, level in ((layers, "layer"), (groups, "group")):
+        half = table[table["level"] == level]
+        assert [label.get_text() for label in panel.get_xticklabels()] == half["layers"].tolist()
+        lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
+        np.testing.assert_array_equal(lines["together"].get_ydata(), half["joint_var_pct"])
+        np.testing.assert_array_equal(lines["one at a time, added up"].get_ydata(), half["sum_of_single_var_pct"])
+        apart, together = (
+            np.array([segment[:, 1] for segment in collection.get_segments()]) for collection in panel.collections
+        )
+        np.testing.assert_array_equal(apart, half[["sum_ci_low", "sum_ci_high"]])
+        np.testing.assert_array_equal(together, half[["ci_low", "ci_high"]])
+        low, high = panel.get_ylim()
+        assert low <= half["ci_low"].min() and half["ci_high"].max() <= high
+    assert layers.get_ylim() == groups.get_ylim()
+
+
+def test_joint_removal_of_a_model_of_one_layer_has_one_panel():
+    table = joint_table().head(1)
+    assert len(check_plots.joint_removal(table).axes) == 1
+    with pytest.raises(ValueError, match="joint_removal: more than one row for a level and its layers"):
+        check_plots.joint_removal(pd.concat([table, table]))
+    with pytest.raises(ValueError, match=r"joint_removal: missing column\(s\) sum_ci_high"):
+        check_plots.joint_removal(table.drop(columns="sum_ci_high"))

@@ -45,6 +45,17 @@ def test_lift_is_that_of_localization(table):
         assert (rows["n"] == mask.any(axis=(1, 2)).sum()).all()
 
 
+def test_a_lift_of_the_threshold_itself_counts():
+    """Twelve of sixteen patches at 1 and four at 9: a lift of exactly 3 on the four."""
+    maps, mask = np.ones((4, 1, 1, 4, 4)), np.zeros((4, 4, 4), dtype=bool)
+    maps[..., 0, :], mask[:, 0] = 9.0, True
+    found = concept_table(
+        maps, {"one": mask}, ("one",), bootstrap_indices(4, 20), model="m", query="cls", seed=0, num_permutations=19
+    )
+    assert found["lift"].tolist() == [3.0]
+    assert found[["share_above_2", "share_above_3", "share_above_5"]].to_numpy().tolist() == [[1.0, 1.0, 0.0]]
+
+
 def test_tests_are_one_family_of_the_tested_concepts(table):
     assert table.loc[table["concept"] == "part", ["p", "q_value"]].isna().all(axis=None)
     tested = table[table["concept"] != "part"]

@@ -14,9 +14,9 @@ def concept(name, share=0.0, lift=0.5, q=1.0, p=0.5, n=20):
             "q_value": q} | {f"share_above_{tau}": share for tau in (2, 3, 5)}  # fmt: skip
 
 
-def twin(name, edit, statistic, limits):
+def twin(name, edit, statistic, limits, n=20):
     return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit,
-            "statistic": statistic} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
+            "statistic": statistic, "n": n} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
 
 
 def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT):
@@ -24,6 +24,13 @@ def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT
         rows = [twin(name, "chirp_elsewhere", "follow", moved), twin(name, "without(chirp)", "let_go", removed)]
     elif name == "colorbar":
         rows = [twin(name, "move(colorbar)", "follow", moved), twin(name, "without(colorbar)", "let_go", removed)]
+    elif name in ("edge", "corner"):
+        rows = [
+            twin(name, "without(frame)", "let_go", removed),
+            twin(name, "without(plot_background)", "let_go", removed),
+            twin(name, "grey(text)", "let_go", grey),
+            twin(name, "move(colorbar)", "follow", moved),
+        ]
     else:
         rows = [
             twin(name, "without(text)", "let_go", removed),
@@ -35,7 +42,7 @@ def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT
 
 
 NO_TWINS = pd.DataFrame(
-    columns=["layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high"]
+    columns=["layer", "head", "model", "query", "concept", "edit", "statistic", "value", "ci_low", "ci_high", "n"]
 )
 
 
@@ -84,7 +91,69 @@ def test_limits_on_both_sides_leave_it_open():
 def test_concepts_without_twins_stay_untested():
     assert role([concept("chirp", **SEEN)])["role"] == "chirp (untested)"  # the pictures of a folder
     assert role([concept("sink", **SEEN)])["role"] == "sink (untested)"
-    assert role([concept("edge", **SEEN), concept("chirp")])["verdict"] == "untested"
+    assert role([concept("edge", **SEEN), concept("chirp")])["verdict"] == "untested"  # nothing could be taken out
+
+
+@pytest.mark.parametrize("name", ["edge", "corner"])
+def test_edges_and_corners_are_judged_by_those_that_are_taken_out(name):
+    seen = [concept(name, **SEEN)]
+    assert role(seen, twins_of(name))["role"] == f"{name} detector"
+    assert role(seen, twins_of(name, removed=POSITION))["role"] == f"{name} position prior"
+    assert role(seen, twins_of(name, removed=UNSURE))["role"] == f"{name} (undecided)"
+    beside = twins_of(name, grey=POSITION, moved=POSITION)  # what stands beside text and bar is reported only
+    assert role(seen, beside)["role"] == f"{name} detector"
+    frame, background, *others = twins_of(name)
+    mixed = [frame, background | dict(zip(("value", "ci_low", "ci_high"), POSITION, strict=True)), *others]
+    assert role(seen, mixed)["role"] == f"{name} (undecided)"
+    assert role(seen, others)["role"] == f"{name} (untested)"
+
+
+def test_twins_of_fewer_than_five_pictures_say_nothing():
+    def edges(n):
+        return [twin("edge", "without(plot_background)", "let_go", CONTENT),
+                twin("edge", "without(frame)", "let_go", POSITION, n=n)]  # fmt: skip
+
+    seen = [concept("edge", **SEEN)]
+    assert role(seen, edges(4))["role"] == "edge detector"
+    assert role(seen, edges(5))["role"] == "edge (undecided)"
+    assert role(seen, edges(4)[1:])["role"] == "edge (untested)"
+    assert role(seen, edges(0)[1:])["role"] == "edge (untested)"
+
+
+def test_roles_at_the_thresholds_themselves():
+    """Lifts and shares of pictures include their thresholds; q, chance and a half of content do not."""
+    at = {"share": 0.8, "lift": 3.0, "q": 0.049, "n": 5}
+    assert role([concept("chirp", **at)], twins_of("chirp"))["role"] == "chirp detector"
+    assert role([concept("chirp", **(at | {"share": 0.8 - 1e-9}))])["role"] == "diffuse"
+    assert role([concept("chirp", **(at | {"n": 4}))])["role"] == "diffuse"
+    assert role([concept("chirp", **(at | {"q": 0.05}))], twins_of("chirp"))["semanticity"] == "positional"
+    assert detected(pd.DataFrame([concept("chirp", **at), concept("chirp", **(at | {"q": 0.05}))]), 3.0).tolist() == [
+        *(True, False),
+    ]
+    for limits, expected in (
+        ((0.9, 0.5, 1.0), "undecided"),  # a lower limit of a half is not above it
+        ((0.9, np.nextafter(0.5, 1), 1.0), "detector"),
+        ((0.1, 0.0, 0.5), "undecided"),  # nor an upper one below
+        ((0.1, 0.0, np.nextafter(0.5, 0)), "position prior"),
+    ):
+        assert judged("chirp", pd.DataFrame(twins_of("chirp", removed=limits, moved=limits)))[0] == expected
+    inked = twins_of("text", grey=(0.1, 0.0, 0.5))
+    assert role([concept("text", **SEEN)], inked)["role"] == "text detector"
+    assert role([concept("text", **SEEN)], twins_of("text", grey=(0.1, 0.0, 0.49)))["role"] == "text box detector"
+
+
+@pytest.mark.parametrize(("lift", "q", "semanticity"), [
+    (0.5, 0.001, "monosemantic"),  # surely less than chance
+    (1.0, 0.001, "monosemantic"),  # chance itself attracts nothing
+    (np.nextafter(1.0, 2), 0.001, "unclassified"),
+    (1.4, 0.05, "monosemantic"),  # not surely
+    (1.4, 0.0499, "unclassified"),
+])  # fmt: skip
+def test_what_attracts_lies_above_chance(lift, q, semanticity):
+    found = role([concept("chirp", **SEEN), concept("text", lift=lift, q=q)], twins_of("chirp"))
+    assert found["semanticity"] == semanticity
+    still = role([concept("chirp", **SEEN), concept("text", lift=lift, q=np.nan, p=np.nan)], twins_of("chirp"))
+    assert still["semanticity"] == ("unclassified" if lift > 1 else "monosemantic")
 
 
 def test_text_or_its_box():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.intervals import bootstrap_indices
-from analysis.twin_effects import COLUMNS, EDITS, statistic_parts, twin_table
+from analysis.twin_effects import COLUMNS, EDITS, LEAST_EXCESS, statistic_parts, twin_table
 
 IMAGES = 12
 RNG = np.random.default_rng(2)
@@ -67,6 +67,18 @@ def test_table_has_a_row_for_every_head_and_edit():
     found = twin_table(every, INDICES, model="finetuned", query="cls")
     assert tuple(found.columns) == COLUMNS and len(found) == 6 * sum(map(len, EDITS.values()))
     assert twin_table({}, INDICES, model="m", query="cls").empty
+
+
+@pytest.mark.parametrize(("edit", "least"), [("without(text)", 0.5), ("move(title)", 1.0)])
+def test_a_head_that_looks_just_as_little_as_is_left_out_has_none(edit, least):
+    """The excess of a following twin is twice that of two places; at the bound itself there is no statistic."""
+    values = {"old_before": 1 + LEAST_EXCESS, "old_after": 1.0, "new_before": 1.0, "new_after": 1.5}
+    for more, known in ((0.0, False), (0.01, True)):
+        one = {name: np.full((IMAGES, 1, 1), value + more * (name == "old_before")) for name, value in values.items()}
+        excess = statistic_parts(EDITS["text"][edit], one)[1]
+        assert (excess[0, 0, 0] == least) is not known
+        row = twin_table({("text", edit): one}, INDICES, model="m", query="cls").iloc[0]
+        assert np.isfinite(row["value"]) == known
 
 
 def test_unknown_statistic():

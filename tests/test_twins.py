@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from data_synth import ChirpDataset, SynthConfig
+from data_synth.dataset import label_map
 from data_synth.raster import REGION_INDEX, TEXT_REGIONS
 from data_synth.twins import (
     CHIRP_ELSEWHERE,
@@ -17,7 +19,7 @@ from data_synth.twins import (
 
 DATASET = ChirpDataset("test", 40)
 CHROME_EDITS = [
-    *(without(region) for region in (*TEXT_REGIONS, "text", "colorbar", "frame")),
+    *(without(region) for region in (*TEXT_REGIONS, "text", "colorbar", "frame", "plot_background")),
     move("colorbar"),
     move("title"),
     replace_text("text"),
@@ -78,6 +80,44 @@ def test_chirp_edits_change_the_axes_alone_and_keep_the_noise():
         # Far from both ridges nothing changes either: the noise and the colour limits are frozen.
         far = (original.coverage[0] == 0) & (other.coverage[0] == 0)
         assert (original.image[far] == other.image[far]).mean() > 0.9
+
+
+def test_without_its_background_a_chirp_stands_on_bare_paper():
+    for index in range(6):
+        original, changed = DATASET[index], twin(DATASET, index, without("plot_background"))
+        layout = DATASET.scene(index).projection.layout
+        chirp, around = original.coverage[0] == 1, original.coverage[REGION_INDEX["plot_background"]] == 1
+        assert around.any()
+        np.testing.assert_array_equal(changed.image[around], layout.style.paper)
+        np.testing.assert_array_equal(changed.image[chirp], original.image[chirp])
+        assert not changed.coverage[REGION_INDEX["frame"]].any()
+    whole = [(DATASET[index].coverage[0] == 1).sum() for index in range(6)]
+    assert sum(whole) > 100
+
+
+def test_published_frames_leave_everything_else_to_the_pixel():
+    """On the canvas itself: lines and, with the background, the inside of the axes change; nothing moves."""
+    published = ChirpDataset("test", 2, SynthConfig(preset="published"))
+    for index in range(2):
+        scene = published.scene(index)
+        layout = scene.projection.layout
+        before = scene.projection.canvas(scene.clean + scene.noise)
+        lines = binary_dilation(layout.label_map == REGION_INDEX["frame"], np.ones((3, 3)))
+        chirp = label_map(scene) == REGION_INDEX["chirp"]
+        inner = binary_erosion(chirp, np.ones((9, 9)))  # matplotlib's grid is half a bin off the label map's
+        for region, may_change in (("frame", lines), ("plot_background", lines.copy())):
+            bare = twin_scene(published, index, without(region))
+            after = bare.projection.canvas(bare.clean + bare.noise)
+            if region == "plot_background":
+                may_change[layout.axes.slices] = True
+                background = layout.label_map == REGION_INDEX["plot_background"]
+                far = background & ~binary_dilation(chirp, np.ones((9, 9)))
+                assert far.any() and (after[far] == 255).all()
+                np.testing.assert_array_equal(after[inner], before[inner])
+            changed = (before != after).any(axis=2)
+            assert changed[lines].any() and not changed[~may_change].any()
+            assert not (bare.projection.layout.label_map == REGION_INDEX["frame"]).any()
+            assert bare.projection.layout.axes == layout.axes
 
 
 def test_moves_land_opposite_and_inside_the_canvas():

@@ -20,6 +20,7 @@ from analysis.checks import (
     curves,
     distraction,
     infidelity,
+    joint_removal,
     knockout,
     necessity,
     patching,
@@ -60,6 +61,7 @@ CHECKS: dict[str, ModuleType] = {
     "patching": patching,
     "necessity": necessity,
     "redundancy": redundancy,
+    "joint_removal": joint_removal,
     "claims": claims,
 }
 
