@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -135,13 +134,14 @@ def fill_folder(
 
 def _pool(num_processes: int) -> Any:
     """Processes that leave Ctrl-C to this one, from their first moment on."""
-    if threading.current_thread() is not threading.main_thread():
-        return multiprocessing.get_context("spawn").Pool(num_processes)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+    context = multiprocessing.get_context("spawn")
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return context.Pool(num_processes)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
     try:
-        return multiprocessing.get_context("spawn").Pool(num_processes)
+        return context.Pool(num_processes)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_empty(folder: Path) -> bool:

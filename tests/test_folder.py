@@ -173,7 +173,10 @@ def test_ctrl_c_is_one_line_and_code_3(tmp_path, processes):
         while not any((tmp_path / "images").iterdir()):
             time.sleep(0.1)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process there is
-    _, error = run.communicate(timeout=120)
+    try:
+        _, error = run.communicate(timeout=120)
+    finally:
+        run.kill()
     lines = [line for line in error.replace("\r", "\n").splitlines() if line and not line.startswith("writing")]
     assert run.returncode == 3 and lines == ["stopped; the same command goes on from there"], error
     assert not (tmp_path / "metadata.csv").exists()
