@@ -29,13 +29,15 @@ def by_command(folder: Path, command: str, manifest: str = "manifest.json") -> b
     return isinstance(found, list) and found[:3] == ["python", "-m", command]
 
 
-def by_header(folder: Path, table: str, columns: Sequence[str]) -> bool:
-    """Whether a table of the folder begins with these columns: how results without a manifest are told."""
+def by_header(folder: Path, table: str, columns: Sequence[str], manifest: str = "manifest.json") -> bool:
+    """Whether a table of the folder begins with these columns and there is no manifest: how results of an earlier make
+    are told of commands that wrote none."""
     try:
         with open(folder / table, encoding="utf-8") as file:
-            return file.readline().rstrip("\n").split(",")[: len(columns)] == list(columns)
+            header = file.readline(10_000).rstrip("\n").split(",")
     except (OSError, UnicodeDecodeError):
         return False
+    return header[: len(columns)] == list(columns) and not os.path.lexists(folder / manifest)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: made and held, cleared of what no longer holds, filled with tables, figures, report and manifest.
+"""The folder of a run: held, cleared of what no longer holds, filled with tables, figures, report and manifest.
 
 Takes per-picture results and settings; leaves files, each whole or not at all, and gives the lines of the short answer.
 Computes no scores.

@@ -86,8 +86,8 @@ def read_labels(dataset: Any, count: int) -> np.ndarray:
 
 
 def pictures_sha256(dataset: Any) -> str:
-    """Digest of what a data set shows: as its own method `pictures_sha256` says, else that of a few of its pictures with
-    their labels, evenly spaced, for drawing all of them would take as long as a training."""
+    """Digest of what a data set shows: as its own method `pictures_sha256` says, else that of a few of its pictures
+    with their labels, evenly spaced, for drawing all of them would take as long as a training."""
     if hasattr(dataset, "pictures_sha256"):
         return str(dataset.pictures_sha256())
     digest = hashlib.sha256(str(len(dataset)).encode())
@@ -151,7 +151,9 @@ class PictureFolder:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: not found")
             if not path.is_file():  # reading a pipe would wait for ever
-                raise ValueError(f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}")
+                raise ValueError(
+                    f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}"
+                )
             digest.update(bytes.fromhex(sha256_of_file(path)))
         return digest.hexdigest()
 

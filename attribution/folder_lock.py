@@ -1,9 +1,9 @@
 """One run at a time in a folder.
 
 Takes a folder that exists; holds it for as long as a block lasts. The lock is the operating system's (`flock` on the
-file `.in-use` of the folder): it ends with the process however that ends, so the file decides nothing by being there. On
-systems and file systems that know no such locks, there is none. Does not know what the run does; of processes that share
-a run, one alone is to take it.
+file `.in-use` of the folder): it ends with the process however that ends, so the file decides nothing by being there.
+On systems and file systems that know no such locks, there is none. Does not know what the run does; of processes that
+share a run, one alone is to take it.
 """
 
 import errno

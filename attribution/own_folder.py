@@ -1,8 +1,8 @@
 """A folder that is filled as a whole: nothing of others is written over, and what says that it is finished comes last.
 
 Takes the names that are to be written and files in a scratch folder; gives them their final names. A marker that is
-there before the first of them and goes after the last says what a killed run has left, so that the next one knows it for
-its own. Does not know what the files hold.
+there before the first of them and goes after the last says what a killed run has left, so that the next one knows it
+for its own. Does not know what the files hold.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a training leaves to look at: a table with a row per validation, its curve, and the settings with versions.
 
-Takes the log of a training and the options it ran with; writes files to a folder that is not yet looked at. Does not know
-how the model was trained.
+Takes the log of a training and the options it ran with; writes files to a folder that nobody looks at yet. Does not
+know how the model was trained.
 """
 
 import importlib.metadata

@@ -6,8 +6,9 @@ One state is one folder `step_<number>`, under that name only when every process
     model.safetensors  optimizer.bin  random_states_<process>.pkl   accelerate's own
     best.safetensors  progress.json                         the latter with the sha256 of all others
 
-Beside it `run.json` says whose folder it is. The main process writes all but the random states of the others, so all must see the same folder. A state is read by
-as many processes as wrote it, for each goes on from its own random state. Does not know how the model is trained.
+Beside it `run.json` says whose folder it is. The main process writes all but the random states of the others, so all
+must see the same folder. A state is read by as many processes as wrote it, for each goes on from its own random state.
+Does not know how the model is trained.
 """
 
 import json

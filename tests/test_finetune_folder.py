@@ -1,4 +1,4 @@
-"""What a fine-tuning does with its folder: others' files stay, kills at its end cost nothing, other pictures are told."""
+"""What a fine-tuning does with its folder: others' files stay, kills at its end cost nothing, changed data are told."""
 
 import json
 import os
@@ -52,7 +52,14 @@ def refused(capsys, options):
     return line
 
 
-NAMES = ("training_log.csv", "head.safetensors", "backbone/config.json", "resume/notes.txt", "resume/step_1/x", "resume")
+NAMES = (
+    "training_log.csv",
+    "head.safetensors",
+    "backbone/config.json",
+    "resume/notes.txt",
+    "resume/step_1/x",
+    "resume",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,7 +68,9 @@ def test_files_of_others_are_refused_before_the_data_are_opened(options, tmp_pat
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     line = refused(capsys, {**options, "data": "nowhere"})
-    told = "resume: not of a fine-tuning; choose another" if "resume" in name else f"{name}: not written by this command"
+    told = (
+        "resume: not of a fine-tuning; choose another" if "resume" in name else f"{name}: not written by this command"
+    )
     assert told in line and path.read_text() == "mine" and files(tmp_path / "model") == {name}
 
 

@@ -13,7 +13,13 @@ import attribution.folder_lock
 import data_synth.writing
 
 LOCKS = pytest.mark.parametrize("lock", [attribution.folder_lock, data_synth.writing], ids=lambda lock: lock.__name__)
-HOLD = "import sys, time; from {} import only_run\nwith only_run(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from {} import only_run
+with only_run(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def hold(lock, folder):

@@ -13,8 +13,8 @@ from analysis.answer import REFERENCE_FOLDER
 from analysis.checks.trials import CHECKS
 from analysis.explain import explain
 from analysis.models import open_model
-from analysis.pictures import open_source
 from analysis.own_files import own_files, start_writing
+from analysis.pictures import open_source
 from analysis.run_folder import (
     CONTROL_WARNING,
     estimate_warnings,
