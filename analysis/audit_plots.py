@@ -17,6 +17,7 @@ from analysis.audit import AS_RELEASED_NAME, CONFIGURATIONS, MAPS, SHUFFLED, TRU
 
 PARTS = {"early": "layers 1 to 3", "sixth": "layer 6", "late": "layers 6 to 12"}
 INCREASE = "mean increase of the loss per head (% of the label variance)"
+AUDIT_FIGURES = ("faults", "orders", "maps")
 WORDS = {AS_RELEASED_NAME: "as released", TRUE_NAME: "true ablation"}
 MAP_WORDS = {
     "cls": "CLS query",
@@ -27,14 +28,11 @@ MAP_WORDS = {
 
 
 def write_audit_figures(folder: Path, scenarios: pd.DataFrame, trend: pd.DataFrame, maps: pd.DataFrame | None) -> None:
-    """Write ``faults``, ``orders`` and, with maps, ``maps`` as PNG and SVG; earlier ones are removed."""
+    """Write ``faults``, ``orders`` and, with maps, ``maps`` as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"faults": faults_figure(trend), "orders": orders_figure(scenarios)}
     if maps is not None:
         figures["maps"] = maps_figure(maps)
-    for name in ("faults", "orders", "maps"):
-        for kind in ("png", "svg"):
-            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
 

@@ -30,10 +30,12 @@ from analysis.checks.claims import COLUMNS as RUN_COLUMNS
 from analysis.checks.claims import NOT_SUPPORTED, SUPPORTED, UNTESTABLE
 from analysis.claim_plots import claim_figure
 from analysis.manifest import git_state, versions
+from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
 from analysis.plan import CLAIMS, plan_sha256, read_plan
 from analysis.report import write_atomically
 from analysis.tables import read_table, write_table
 
+COMMAND = "analysis.claims"
 STUDY = "a supervised ViT-B/16 of 12 x 12 heads, fine-tuned on 100,000 published pictures"
 COLUMNS = (
     *("claim", "quantity", "unit", "preset", "run", "value", "ci_low", "ci_high", "level", "value_pct_of_baseline"),
@@ -177,13 +179,20 @@ def markdown(verdicts: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def outputs_of(output: Path) -> Outputs:
+    """Every file that the command may write."""
+    names = ("claims.csv", "verdicts.csv", "verdicts.md", *figure_files(claim.lower() for claim in CLAIMS))
+    return Outputs(output, COMMAND, names, earlier=lambda: by_command(output, COMMAND))
+
+
 def write_claims(runs: Sequence[ClaimRun], audit: Path | None, output: Path) -> pd.DataFrame:
     """Write tables, figures and manifest; gives the verdicts."""
     released = {} if audit is None else released_values(audit)
     table = claims_table(runs, released)
     verdicts = verdicts_table(table)
-    (output / "figures").mkdir(parents=True, exist_ok=True)
-    (output / "manifest.json").unlink(missing_ok=True)
+    outputs = outputs_of(output)
+    start_writing(outputs)
+    (output / "figures").mkdir(exist_ok=True)
     write_table(table, output / "claims.csv")
     write_table(verdicts, output / "verdicts.csv")
     write_atomically(output / "verdicts.md", markdown(verdicts).encode())
@@ -197,7 +206,7 @@ def write_claims(runs: Sequence[ClaimRun], audit: Path | None, output: Path) -> 
         "versions": versions(),
         "git": git_state(),
     }
-    write_atomically(output / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    finish_writing(outputs, record)
     return verdicts
 
 
@@ -213,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=Path, default=Path("results/claims"))
     options = parser.parse_args(argv)
     try:
+        require_own(outputs_of(options.output_dir), [*options.runs, *([options.audit] if options.audit else [])])
         names = [folder.resolve().name for folder in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"expected runs in folders of different names, got {', '.join(names)}")

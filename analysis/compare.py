@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from analysis.forecast import forecast, forward_seconds, total_forwards
 from analysis.models import OpenedModel, open_model
 from analysis.passes import Pass, chosen_methods, method_settings
 from analysis.pictures import Pictures, PictureSource, open_source
-from analysis.run_folder import prepare_folder, with_output, write_results
+from analysis.run_folder import own_folder, prepare_folder, with_output, write_results
 from analysis.settings import CompareSettings, read_settings, with_overrides
 from analysis.sharding import Processes, open_processes
 from analysis.survey import in_pieces
@@ -116,11 +117,29 @@ def run(
     if dry_run:
         return [forecast(passes, seconds, source.count)]
     folder = Path(str(settings.output_dir))
-    processes.together(lambda: prepare_folder(folder))
-    total = total_forwards(passes, source.count)
-    if processes.is_main:
-        minutes = total * seconds / 60 / processes.number
-        print(f"about {minutes:.1f} minutes for {source.count} pictures; results in {folder}", flush=True)
+    names = [name for one in passes for name in one.depends_on]
+    with ExitStack() as held:
+        # Of several processes the main one holds the folder; others may have another folder of that name.
+        taken = own_folder(folder, names) if processes.is_main else nullcontext()
+        processes.together(lambda: held.enter_context(taken))
+        processes.together(lambda: prepare_folder(folder))
+        total = total_forwards(passes, source.count)
+        if processes.is_main:
+            minutes = total * seconds / 60 / processes.number
+            print(f"about {minutes:.1f} minutes for {source.count} pictures; results in {folder}", flush=True)
+        return _explain(settings, opened, source, folder, total, processes, overwrite)
+
+
+def _explain(
+    settings: CompareSettings,
+    opened: OpenedModel,
+    source: PictureSource,
+    folder: Path,
+    total: float,
+    processes: Processes,
+    overwrite: bool,
+) -> list[str]:
+    """Compute and write, with a bar over ``total`` forward passes."""
     passed = 0.0
     with tqdm(total=round(total), unit="pass", smoothing=0.05, disable=not processes.is_main) as bar:
 

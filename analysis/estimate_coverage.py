@@ -12,7 +12,7 @@ Takes a run folder whose pictures were all swept (``scores/ablation_zero.safeten
 
 The estimator ``scores`` regresses effects on the predicted effects; ``outputs`` corrects the predicted changes of the
 outputs and needs the arrays ``output_changes`` and ``residuals`` (ablation file), and ``contributions`` (predictor
-file).
+file). ``estimate.json`` says with which settings, and names the files.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from analysis.estimate import LEAST_R2
 from analysis.estimate_cost import compare_costs, sweep_costs
 from analysis.estimate_trials import Coverage, Redraws, StoredEffects, coverage, redraw
+from analysis.manifest import git_state, versions
+from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.score_files import Arrays, read_scores
 from analysis.tables import write_table
 
@@ -209,6 +211,18 @@ def _array(arrays: Arrays, name: str, path: Path, axes: int) -> NDArray[np.float
     return found.astype(np.float64)
 
 
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that the command may write, beside a run's own; earlier makes wrote no manifest."""
+    names, manifest = tuple(f"estimate_{name}.csv" for name in ("precision", "coverage", "cost")), "estimate.json"
+    return Outputs(
+        folder,
+        "analysis.estimate_coverage",
+        names,
+        manifest,
+        lambda: by_header(folder, names[0], ("estimator", "num_pictures", "num_swept"), manifest),
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     parser = argparse.ArgumentParser(
@@ -232,9 +246,10 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"--{name.replace('_', '-')}: expected at least {smallest}, got {getattr(options, name)}"
                 )
-        stored = read_stored(options.run, options.truth, options.predictor)
         output = options.output_dir or options.run
-        output.mkdir(parents=True, exist_ok=True)
+        outputs = outputs_of(output)
+        require_own(outputs)
+        stored = read_stored(options.run, options.truth, options.predictor)
         tables = dict(
             zip(("precision", "cost"), precision_tables(stored, draws=options.draws, seed=options.seed), strict=True)
         )
@@ -244,8 +259,12 @@ def main(argv: list[str] | None = None) -> int:
             bootstrap_replicates=options.bootstrap_replicates,
             seed=options.seed,
         )
+        start_writing(outputs)
         for name, table in tables.items():
             write_table(table, output / f"estimate_{name}.csv")
+        settings = {name: getattr(options, name) for name in ("truth", "predictor", *least)}
+        record = {"run": options.run.resolve().name, "settings": settings}
+        finish_writing(outputs, record | {"versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -24,6 +24,15 @@ from analysis.score_files import Arrays
 from analysis.scorecard import Truth, effect_column
 
 Floats = NDArray[np.float64]
+# Every figure there is: a run may replace files of these names, and only if an earlier run wrote them.
+FIGURES = (
+    *("ablation_effect", "head_ranking", "layer_profile", "agreement", "method_scatter"),
+    *("truth_matrix", "league", "cost_front"),
+    *("removal_curves", "knockout", "mass_against_knockout", "randomised", "sensitivity", "planted"),
+    *("roles", "role_counts", "lifts_before_after", "looks_at_against_matters_by_role", "detectors_with_twins"),
+    *("distraction", "iou_regions", "iou_finer_regions", "looks_at_against_matters", "attention_gallery"),
+    *("pixel_localization", "pixel_gallery"),
+)
 GALLERY_PICTURES = 4
 GALLERY_METHODS = 4
 GALLERY_REGIONS = ("chirp", "text", "colorbar")
@@ -57,6 +66,8 @@ def write_figures(
     made: list[tuple[str, str, Path]] = []
 
     def add(name: str, title: str, caption: str, figure: Figure, with_note: bool = True) -> None:
+        if name not in FIGURES:
+            raise ValueError(f"figure {name}: not among FIGURES, which say what a run may write")
         png, _ = artists.save_figure(figure, folder / name)
         plt.close(figure)
         made.append((title, f"{caption} {note}" if with_note else caption, png))

@@ -43,13 +43,14 @@ from analysis.audit import (
     scenario_rows,
     trend_table,
 )
-from analysis.audit_plots import write_audit_figures
+from analysis.audit_plots import AUDIT_FIGURES, write_audit_figures
 from analysis.checked_arrays import read_checked, write_checked
 from analysis.manifest import manifest
 from analysis.models import BUNDLED_FOLDER, OpenedModel, open_model
 from analysis.own_code import code_sha256
+from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
 from analysis.pictures import Pictures, open_source
-from analysis.released_formats import write_released_format
+from analysis.released_formats import released_files, write_released_format
 from analysis.report import write_atomically
 from analysis.run_folder import prepare_folder
 from analysis.tables import write_table
@@ -69,6 +70,7 @@ from attribution.vit import head_layout
 from data_synth import REGIONS, TARGET_NAMES
 
 PUBLISHED_MODEL = "published"
+COMMAND = "analysis.published"
 FILES = ("manifest.json", "trend.csv", "scenarios.csv", "maps.csv")
 
 
@@ -139,9 +141,10 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     )
     pictures = source.draw(range(source.count))
     wanted = states_needed(settings)
+    scenarios = scenarios_of(opened.model)
+    require_own(outputs_of(Path(settings.output_dir), scenarios))
     prepare_folder(Path(settings.output_dir))
     scores = Path(settings.output_dir) / "scores"
-    scenarios = scenarios_of(opened.model)
     computed: dict[tuple[Faults, int], Tensor] = {}
     differ = dict.fromkeys((faults, number) for (_, number), faults in wanted.items())
     total = sum(_num_states(faults, scenarios) for faults, _ in differ) * len(pictures.images)
@@ -173,6 +176,18 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
     )
     maps = _maps(opened, pictures)
     return _write(settings, opened, source.identity, other, table, maps, states, standardised, in_units)
+
+
+def outputs_of(folder: Path, scenarios: Sequence[tuple[int, int]]) -> Outputs:
+    """Every file that an audit of these heads may write, stored predictions apart."""
+    folders = map(_released_folder, (AS_RELEASED_NAME, TRUE_NAME))
+    released = (f"{one}/{name}" for one in folders for name in released_files(scenarios))
+    names = (*FILES, *figure_files(AUDIT_FIGURES), *released)
+    return Outputs(folder, COMMAND, names, earlier=lambda: by_command(folder, COMMAND))
+
+
+def _released_folder(name: str) -> str:
+    return f"released-format/{name.replace('_', '-')}"
 
 
 def _num_states(faults: Faults, scenarios: Sequence[tuple[int, int]]) -> int:
@@ -249,20 +264,20 @@ def _write(
     in_units: Tensor,
 ) -> list[str]:
     folder = Path(settings.output_dir)
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    scenarios = scenarios_of(opened.model)
+    outputs = outputs_of(folder, scenarios)
     trend = trend_table(table)
+    start_writing(outputs)
     write_table(trend, folder / "trend.csv")
     write_table(table, folder / "scenarios.csv")
     if maps is not None:
         write_table(maps, folder / "maps.csv")
-    scenarios = scenarios_of(opened.model)
     for name in (AS_RELEASED_NAME, TRUE_NAME):
         faults, found = CONFIGURATIONS[name], states[name, 0]
         labels = in_units if faults.raw_labels else standardised
         reported = scenario_predictions(found, faults, settings.batch_size)
         write_released_format(
-            folder / "released-format" / name.replace("_", "-"),
+            folder / _released_folder(name),
             scenarios,
             losses(reported, labels, settings.batch_size).tolist(),
             reported.numpy(),
@@ -279,7 +294,7 @@ def _write(
         total=len(standardised),
     )
     record["command"] = ["python", "-m", "analysis.published", *sys.argv[1:]]
-    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    finish_writing(outputs, record)
     return [*describe(trend), f"All of it: {folder}"]
 
 

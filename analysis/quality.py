@@ -8,7 +8,7 @@ examples:
 Writes three tables: model_quality.csv (Pearson r, R2 and RMSE of each target on test pictures whose layouts were never
 seen, and of the sweep end - start, which the correlation of start and end frequency cannot flatter), leak.csv (what can
 still be read when the chirp is taken out of the picture: nothing should be) and distractors.csv (how far predictions
-move when what does not matter is removed, moved or replaced).
+move when what does not matter is removed, moved or replaced); and quality.json, which says how and names the tables.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from sklearn.linear_model import RidgeCV
 from tqdm import tqdm
 
 from analysis.intervals import bootstrap_indices, bootstrap_interval, interval_over_images
+from analysis.manifest import git_state, versions
 from analysis.models import open_model
+from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.settings import BUNDLED_MODEL
 from analysis.tables import write_table
 from attribution.vit import ViTRegressor
@@ -36,6 +38,8 @@ from data_synth.twins import CHIRP_ELSEWHERE, Edit, grey_box, has_region, move, 
 
 Floats = NDArray[np.float64]
 
+TABLES = ("model_quality", "leak", "distractors")
+QUALITY_COLUMNS = ("target", "statistic", "unit", "value")
 DISTRACTOR_EDITS: tuple[Edit, ...] = (
     *(without(region) for region in ("text", "title", "x_label", "y_label", "x_ticks", "y_ticks", "colorbar", "frame")),
     move("colorbar"),
@@ -224,6 +228,14 @@ def _r_squared(predicted: Floats, labels: Floats, counts: Floats) -> Floats:
         return 1 - _moments((predicted - labels) ** 2, counts) / spread
 
 
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that the command may write, beside a model's own; earlier makes wrote no manifest."""
+    names, manifest = tuple(f"{name}.csv" for name in TABLES), "quality.json"
+    return Outputs(
+        folder, "analysis.quality", names, manifest, lambda: by_header(folder, names[0], QUALITY_COLUMNS, manifest)
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     parser = argparse.ArgumentParser(
@@ -240,15 +252,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.num_pictures < 8 or options.distractor_pictures < 2:
             raise ValueError("expected --num-pictures of at least 8 and --distractor-pictures of at least 2")
-        model = open_model(options.model, options.device).model
+        outputs = outputs_of(options.output_dir)
+        require_own(outputs)
+        opened = open_model(options.model, options.device)
+        model = opened.model
         if model.config.target_names != TARGET_NAMES:
             raise ValueError(f"{options.model}: reads {', '.join(model.config.target_names)}, not chirps")
         preset = options.preset or model.config.synthesizer.get("preset", "default")
         config = SynthConfig(preset=preset, seed=options.seed, image_size=model.config.image_size)
         tables = measure(model, ChirpDataset("test", options.num_pictures, config), options.distractor_pictures)
-        options.output_dir.mkdir(parents=True, exist_ok=True)
+        start_writing(outputs)
         for name, table in tables.items():
             write_table(table, options.output_dir / f"{name}.csv")
+        settings = {"num_pictures": options.num_pictures, "distractor_pictures": options.distractor_pictures}
+        record = {"model": opened.identity, "preset": preset, "seed": options.seed, "settings": settings}
+        finish_writing(outputs, record | {"versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

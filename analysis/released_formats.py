@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.artists import draw_cells, figure_of, new_axes, save_figure
+from analysis.own_files import figure_files
 from analysis.tables import write_table
 
 PREDICTION_COLUMNS = ("Chirp_Start_Time_Pred", "Chirp_Start_Freq_Pred", "Chirp_End_Freq_Pred")
@@ -59,6 +60,13 @@ def write_released_format(
     written += save_figure(figure_of(heat_map), folder / HEAT_MAP)[:1]
     written += save_figure(grid, folder / GRID)[:1]
     return written
+
+
+def released_files(scenarios: Sequence[Head]) -> tuple[str, ...]:
+    """The names of the files that :func:`write_released_format` writes."""
+    tables = ("ablation_results", "baseline_ablation_results", "baseline")
+    each = (f"scenario_layer_{layer}_head_{head}" for layer, head in scenarios)
+    return (*(f"{name}.csv" for name in (*tables, *each)), *figure_files((HEAT_MAP, GRID), folder=""))
 
 
 def _predicted(predictions: NDArray[np.floating]) -> pd.DataFrame:

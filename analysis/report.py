@@ -22,6 +22,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from attribution.atomic_writing import write_atomically
+
 _TEMPLATES = Path(__file__).parent / "templates"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -63,22 +65,6 @@ def write_report(
         manifest=flatten_manifest(manifest or {}),
     )
     return write_atomically(path, page.encode("utf-8"))
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file whole or not at all: a temporary name in the same folder, fsync, then `os.replace`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def format_cell(value: Any) -> str:

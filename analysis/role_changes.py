@@ -22,6 +22,8 @@ from pathlib import Path
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
+from analysis.manifest import git_state, versions
+from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.role_rules import COLUMNS as ROLE_COLUMNS
 from analysis.tables import write_table
 
@@ -118,6 +120,14 @@ def _made_of(folder: Path) -> dict[str, str]:
     return {"data": str(data.get("preset", data.get("folder"))), "num_pictures": str(settings.get("num_pictures"))}
 
 
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that the command may write; results of an earlier make, without a manifest, are told by a header."""
+    names = ("role_changes.csv", "roles_by_run.csv")
+    return Outputs(
+        folder, "analysis.role_changes", names, earlier=lambda: by_header(folder, names[0], ("run_a", "run_b", "model"))
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     parser = argparse.ArgumentParser(
@@ -128,12 +138,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="finished runs with roles.csv")
     parser.add_argument("--output-dir", type=Path, default=Path("results/role-changes"))
     options = parser.parse_args(argv)
+    outputs = outputs_of(options.output_dir)
     try:
+        require_own(outputs, options.runs)
         runs = _named(options.runs)
         tables = {"role_changes": role_changes(runs), "roles_by_run": roles_by_run(runs)}
-        options.output_dir.mkdir(parents=True, exist_ok=True)
+        start_writing(outputs)
         for name, table in tables.items():
             write_table(table, options.output_dir / f"{name}.csv")
+        finish_writing(outputs, {"runs": list(runs), "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -24,6 +24,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from analysis.artists import save_figure
+from analysis.manifest import git_state, versions
+from analysis.own_files import Outputs, by_header, figure_files, finish_writing, require_own, start_writing
 from analysis.role_plots import role_swap_dots
 from analysis.tables import write_table
 
@@ -102,6 +104,12 @@ def role_swap_table(folders: list[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that the command may write; results of an earlier make are told by their header."""
+    names = ("role_swap.csv", *figure_files(["role_swap"], folder=""))
+    return Outputs(folder, "analysis.role_swap", names, earlier=lambda: by_header(folder, names[0], COLUMNS))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     parser = argparse.ArgumentParser(
@@ -110,11 +118,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN_FOLDER", help="finished runs of analysis.compare")
     parser.add_argument("--output-dir", type=Path, default=Path("results/role-swap"))
     options = parser.parse_args(argv)
+    outputs = outputs_of(options.output_dir)
     try:
+        require_own(outputs, options.runs)
         table = role_swap_table(options.runs)
-        options.output_dir.mkdir(parents=True, exist_ok=True)
+        start_writing(outputs)
         write_table(table, options.output_dir / "role_swap.csv")
         save_figure(role_swap_dots(table), options.output_dir / "role_swap")
+        runs = [folder.resolve().name for folder in options.runs]
+        finish_writing(outputs, {"runs": runs, "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

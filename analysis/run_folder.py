@@ -1,4 +1,4 @@
-"""The folder of a run: made, cleared of what no longer holds, filled with tables, figures, report and manifest.
+"""The folder of a run: held, cleared of what no longer holds, filled with tables, figures, report and manifest.
 
 Takes per-picture results and settings; leaves files, each whole or not at all, and gives the lines of the short answer.
 Computes no scores.
@@ -6,14 +6,15 @@ Computes no scores.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 from analysis.answer import (
     REFERENCE_FOLDER,
@@ -23,19 +24,32 @@ from analysis.answer import (
     read_reference,
 )
 from analysis.explain import Explained, shared_indices
-from analysis.figures import GALLERY_PICTURES, layer_table, write_figures
+from analysis.figures import FIGURES, GALLERY_PICTURES, layer_table, write_figures
 from analysis.intervals import indicative
 from analysis.manifest import manifest
 from analysis.models import OpenedModel
+from analysis.own_files import (
+    Outputs,
+    by_command,
+    figure_files,
+    finish_writing,
+    own_files,
+    require_own,
+    start_writing,
+)
 from analysis.pictures import Pictures, PictureSource
 from analysis.plan import plan_sha256
-from analysis.report import write_atomically, write_report
+from analysis.report import write_report
 from analysis.run_tables import TABLES, run_tables
+from analysis.score_files import ENTRY
 from analysis.scorecard import Truth, effect_column
 from analysis.settings import CompareSettings
 from analysis.tables import write_table
+from analysis.timings import timings_path
 from analysis.truths import LEAST_SWEPT
+from attribution.folder_lock import only_run
 
+COMMAND = "analysis.compare"
 CONTROL_WARNING = "CONTROL RUN: a small random network that was never trained. Its heads mean nothing."
 MOST_PICTURES_SHOWN = 64
 
@@ -49,22 +63,54 @@ def with_output(settings: CompareSettings, num_pictures: int) -> CompareSettings
     return replace(settings, output_dir=f"results/{model}-{data}-{num_pictures}{estimate}")
 
 
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that a run may write in its folder, scores apart."""
+    names = ("report.html", *(f"{name}.csv" for name in TABLES), *figure_files(FIGURES))
+    return Outputs(folder, COMMAND, names, earlier=lambda: by_command(folder, COMMAND))
+
+
 def prepare_folder(folder: Path) -> None:
-    """Make the output folder and check that it can be written to (OSError)."""
+    """Make the output folder and check that it can be written to (OSError) and named in a page (ValueError)."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--output-dir: {str(folder)!r} is not UTF-8, expected another name") from error
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: no permission to write")
 
 
-def remove_results(folder: Path) -> None:
-    """Take out the results of an earlier run (never its scores), so that none stands beside results it does not match.
+@contextmanager
+def own_folder(folder: Path, score_names: Iterable[str]) -> Iterator[None]:
+    """The folder made and held for a run that will store scores of these names. ValueError or OSError with one line
+    where it holds something else under a name that the run would write, or another run is under way in it."""
+    outputs = outputs_of(folder)
+    require_own(outputs)
+    _require_own_scores(outputs, score_names)
+    prepare_folder(folder)
+    with only_run(folder):
+        yield
 
-    ``manifest.json`` goes first and comes back last: a folder without it is not finished.
-    """
-    names = ["manifest.json", "report.html", *(f"{name}.csv" for name in TABLES)]
-    figures = [path for kind in ("png", "svg") for path in sorted((folder / "figures").glob(f"*.{kind}"))]
-    for path in (*(folder / name for name in names), *figures):
-        path.unlink(missing_ok=True)
+
+def _require_own_scores(outputs: Outputs, names: Iterable[str]) -> None:
+    """Scores say themselves what they are; beside one of them, or in the folder of a finished run, a file that is not
+    readable as such is a damaged one."""
+    folder = outputs.folder / "scores"
+    if own_files(outputs) or outputs.marker.exists():
+        return
+    if any(map(_is_score, (*folder.glob("*.safetensors"), *folder.glob("*.parts/*")))):
+        return
+    for path in (timings_path(folder), *(folder / f"{name}.safetensors" for name in sorted(names))):
+        if os.path.lexists(path):
+            raise ValueError(f"{path}: not written by {COMMAND}; choose another folder, or move it away")
+
+
+def _is_score(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return ENTRY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def write_results(
@@ -81,7 +127,8 @@ def write_results(
     reference = None if is_reference or opened.is_control else read_reference()
     indices = shared_indices(settings)
     tables = run_tables(settings, opened, source, explained, indices)
-    remove_results(folder)
+    outputs = outputs_of(folder)
+    start_writing(outputs)
     empty = sorted(name for name, table in tables.items() if not len(table))
     tables = {name: table for name, table in tables.items() if name not in empty}
     for name, table in tables.items():
@@ -154,7 +201,7 @@ def write_results(
         ],
         manifest=record,
     )  # fmt: skip
-    write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+    finish_writing(outputs, record)
     return [*warnings, *answer, f"All of it: {folder / 'report.html'}"]
 
 

@@ -1,13 +1,14 @@
 """Finished runs of several models, read and held against each other.
 
 Takes folders that ``python -m analysis.compare`` has written; gives their effects and tables, once it is sure that each
-is whole and that all are of different models over the same pictures. Does not know: what is made of them.
+is whole, that its tables say what its scores give, and that all are of different models over the same pictures. Does
+not know: what is made of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.agreement import Ranking, aggregated, noise_ceiling, random_halves, spearman
 from analysis.artists import head_grid
 from analysis.score_files import read_scores
+from analysis.scorecard import oriented
 from analysis.tables import read_table
+from attribution.methods import METHODS
 
 Floats = NDArray[np.float64]
 TRUTHS = tuple(f"ablation_{kind}" for kind in ("zero", "mean", "resample", "counterfactual"))
+MEASURED = ("value", "value_cross", "noise_ceiling")
+NUM_HALVES = 200  # as analysis.compare draws
 OF_METHODS = ["method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross"]
 EVERY = "every"  # stands for all models in a table, so no model has this name
 
@@ -29,13 +35,14 @@ EVERY = "every"  # stands for all models in a table, so no model has this name
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished run: its ``model`` in tables, its manifest, ``effects`` truth -> [image layer head] in % of the label
-    variance, and its agreement table."""
+    variance, its agreement table, and what in it there are no scores to tell from."""
 
     folder: Path
     model: str
     record: dict[str, Any]
     effects: dict[str, Floats]
     agreement: pd.DataFrame
+    unchecked: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +70,43 @@ def read_run(folder: Path) -> Run:
     if TRUTHS[0] not in known:
         raise ValueError(f"{paths[1]}: expected swept effects in {TRUTHS[0]}_var_pct (estimates do not do)")
     effects = {truth: _effects(folder, truth, head_grid(scorecard, name), count) for truth, name in known.items()}
-    return Run(folder, Path(name).name, record, effects, agreement)
+    seed = record.get("settings", {}).get("seed", 0)
+    unchecked = require_measured(folder, agreement, effects, seed)
+    return Run(folder, Path(name).name, record, effects, agreement, unchecked)
+
+
+def require_measured(
+    folder: Path, agreement: pd.DataFrame, effects: Mapping[str, Floats], seed: int
+) -> tuple[str, ...]:
+    """ValueError naming the row where ``agreement.csv`` says another Spearman (of means) than scores and effects give;
+    gives what cannot be told: methods that have no scores here or that this program does not know, truths likewise."""
+    truths = {name: found for truth, of in effects.items() for name, found in ((truth, of), (f"{truth}_abs", abs(of)))}
+    rows = agreement[(agreement["statistic"] == "spearman") & (agreement["estimator"] == "mean")]
+    unchecked = dict.fromkeys(str(truth) for truth in rows["truth"] if truth not in truths)
+    rankings: dict[tuple[str, int], tuple[Ranking, float]] = {}
+    for name, found in rows[rows["truth"].isin(list(truths))].groupby("method", sort=False):
+        method = str(name)
+        path = folder / "scores" / f"{method}.safetensors"
+        scores = read_scores(path)[0].get("scores") if method in METHODS and path.is_file() else None
+        for truth, count, *stated in found[["truth", "n", *MEASURED]].itertuples(index=False):
+            if scores is None or len(scores) < count or scores.shape[1:] != truths[truth].shape[1:]:
+                unchecked[method] = None
+                continue
+            whole, (first, second) = np.ones((1, count)), random_halves(count, NUM_HALVES, seed)
+            if (truth, count) not in rankings:
+                part = truths[truth][:count]
+                split = spearman(aggregated(part, first), aggregated(part, second))
+                rankings[truth, count] = aggregated(part, np.concatenate([whole, second])), noise_ceiling(split)
+            ranking, ceiling = rankings[truth, count]
+            turned = oriented(scores[:count].astype(np.float64), METHODS[method])
+            rho = spearman(aggregated(turned, np.concatenate([whole, first])), ranking)
+            measured = (rho[0], rho[1:].mean(), ceiling)
+            if not np.allclose(measured, np.array(stated, dtype=float), rtol=0, atol=1e-6, equal_nan=True):
+                expected = ", ".join(f"{key} {value:.6g}" for key, value in zip(MEASURED, measured, strict=True))
+                raise ValueError(
+                    f"{folder / 'agreement.csv'}: {method}, {truth}, spearman: expected {expected}, as its scores give"
+                )
+    return tuple(unchecked)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -13,7 +13,6 @@ model), figures and manifest.json. Effects are in % of the label variance of eac
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -35,7 +34,7 @@ from analysis.intervals import (
     interval_over_images,
 )
 from analysis.manifest import git_state, versions
-from analysis.report import write_atomically
+from analysis.own_files import Outputs, figure_files, finish_writing, read_record, require_own, start_writing
 from analysis.score_files import read_scores
 from analysis.scorecard import oriented, ranks
 from analysis.seed_runs import TRUTHS, Floats, Run, read_runs, shared_truths
@@ -43,6 +42,11 @@ from analysis.seed_statements import statement_lines, statements_table
 from analysis.tables import write_table
 from attribution.methods import METHODS
 
+COMMAND = "analysis.seeds"
+TABLES = (
+    *("layers_by_seed", "methods_by_seed", "heads_by_seed", "seed_agreement", "method_order_by_seed"),
+    "statements",
+)
 OF_HEADS = ("spearman", "spearman_within_layers", "top_10")
 
 
@@ -192,6 +196,9 @@ def short_answer(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> list[s
     partial = sorted({truth for run in runs for truth in run.effects} - set(shared_truths(runs)))
     if partial:
         lines.append(f"Not in every run, so not compared: {', '.join(partial)}.")
+    unchecked = sorted({name for run in runs for name in run.unchecked})
+    if unchecked:
+        lines.append(f"As their tables say, for want of scores to tell it from: {', '.join(unchecked)}.")
     controls = [run.model for run in runs if run.record["model"].get("control")]
     if controls:
         lines.append(f"CONTROL RUNS, random weights, whose heads mean nothing: {', '.join(controls)}.")
@@ -211,6 +218,13 @@ def compare_seeds(runs: Sequence[Run], replicates: int = 2000, seed: int = 0) ->
         "method_order_by_seed": method_order_table(runs, methods, indices),
         "statements": statements_table(runs, indices),
     }
+
+
+def outputs_of(folder: Path) -> Outputs:
+    """Every file that the command may write. Manifests of an earlier make name no command."""
+    names = (*(f"{name}.csv" for name in TABLES), *figure_files(f"seeds_{truth}" for truth in TRUTHS))
+    earlier = {"runs", "data", "pictures", "settings", "versions", "git"}
+    return Outputs(folder, COMMAND, names, earlier=lambda: set(read_record(folder / "manifest.json")) == earlier)
 
 
 def write_figures(folder: Path, runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> None:
@@ -237,17 +251,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     folder: Path = options.output_dir
     try:
+        outputs = outputs_of(folder)
+        require_own(outputs, options.runs)
         runs = read_runs(options.runs)
-        if (folder / "head_scorecard.csv").exists():
-            raise ValueError(f"--output-dir {folder}: the folder of a run, expected another")
         tables = compare_seeds(runs, options.bootstrap_replicates, options.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)  # comes back last: without it a folder is not finished
+        start_writing(outputs)
         for name, table in tables.items():
             write_table(table, folder / f"{name}.csv")
         write_figures(folder / "figures", runs, tables)
         record = _manifest(runs, {"bootstrap_replicates": options.bootstrap_replicates, "seed": options.seed})
-        write_atomically(folder / "manifest.json", (json.dumps(record, indent=2) + "\n").encode())
+        finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

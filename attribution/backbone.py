@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -73,6 +74,9 @@ def load_backbone(
         )
     except OSError as error:
         raise OSError(f"backbone {name_or_path}: no safetensors weights ({_first_line(error)})") from error
+    except SafetensorError as error:  # cut short, or not what its header says
+        where = Path(path) / "model.safetensors" if Path(path).is_dir() else f"backbone {name_or_path}"
+        raise ValueError(f"{where}: not a whole safetensors file ({_first_line(error)})") from error
     unexpected = [key for key in report["unexpected_keys"] if not key.startswith(HEADS_OF_TASKS)]
     unmatched = {"missing": sorted(report["missing_keys"]), "unexpected": sorted(unexpected)}
     unmatched["misshaped"] = sorted(str(key) for key in report["mismatched_keys"])

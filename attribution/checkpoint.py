@@ -12,8 +12,8 @@ the predictions on them: they are predicted again on every load. Does not know h
 
 import hashlib
 import json
-import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.backbone import TINY, load_backbone
+from attribution.own_folder import filled_at_once
 from attribution.packaged import sha256_of_file
 from attribution.vit import RegressorConfig, ViTRegressor, unwrapped
 
@@ -33,6 +34,8 @@ FORMAT = 1
 CONFIG_FILE, HEAD_FILE, GOLDEN_FILE = "regressor_config.json", "head.safetensors", "golden.safetensors"
 ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 BACKBONE_FILES = ("backbone/config.json", "backbone/model.safetensors")
+PARTS = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *BACKBONE_FILES, HEAD_FILE, GOLDEN_FILE)
+MODEL_FILES = (*PARTS, CONFIG_FILE)
 # Largest differences from the golden predictions, in standardised units. Rounding a prediction of 3 to bfloat16 alone
 # moves it by up to 0.008.
 TOLERANCE_CPU, TOLERANCE_DEVICE, TOLERANCE_HALF = 1e-4, 1e-2, 5e-2
@@ -44,40 +47,52 @@ def save_pretrained(model: ViTRegressor, folder: str | Path, golden_images: np.n
     The model must be in float32 on the CPU and in eval mode. Files are replaced one by one, each atomically; other
     files in the folder are left alone. Raises `ValueError` for a LoRA model whose adapters change nothing.
     """
+    with saving(model, folder, golden_images):
+        pass
+
+
+@contextmanager
+def saving(model: ViTRegressor, folder: str | Path, golden_images: np.ndarray | Tensor) -> Iterator[Path]:
+    """As `save_pretrained`; gives the block the whole model in a scratch folder, to be looked at or added to.
+
+    Only when the block ends do files get their names in `folder`, the one that says it is finished last of all.
+    """
     if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
         raise ValueError(f"save a model in eval mode, float32, on the CPU, got {model.dtype} on {model.device}")
     folder = Path(folder)
-    wrapped = isinstance(model.backbone, PeftModel)
-    if wrapped:
+    if isinstance(model.backbone, PeftModel):
         _require_effect(model, str(folder))
-    named = model.config.backbone not in TINY and not Path(model.config.backbone).exists()
     with torch.no_grad():
         predictions = model(model.preprocess(golden_images))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch_name:
-        scratch = Path(scratch_name)
-        (scratch / "backbone").mkdir()
-        if wrapped:
-            _write_adapter(model, scratch)
-        if not (wrapped and named):
-            base: Any = unwrapped(model.backbone)
-            save_file(_base_weights(model.backbone), scratch / BACKBONE_FILES[1], metadata={"format": "pt"})
-            base.config.save_pretrained(scratch / "backbone")
-        save_file(_contiguous(model.head.state_dict()), scratch / HEAD_FILE)
-        golden = {"images": torch.as_tensor(np.ascontiguousarray(golden_images)), "predictions": predictions}
-        save_file(golden, scratch / GOLDEN_FILE)
-        names = [ADAPTER_CONFIG_FILE, ADAPTER_FILE, *BACKBONE_FILES, HEAD_FILE, GOLDEN_FILE]
-        names = [name for name in names if (scratch / name).is_file()]
-        record: dict[str, Any] = {"format": FORMAT, **asdict(model.config)}
-        record["backbone_sha256"] = _sha256_of_tensors(_base_weights(model.backbone))
-        record["files"] = {name: sha256_of_file(scratch / name) for name in names}
-        (scratch / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n")
-        for name in [*names, CONFIG_FILE]:
-            (folder / name).parent.mkdir(exist_ok=True)
-            with (scratch / name).open("rb") as file:
-                os.fsync(file.fileno())
-            (scratch / name).chmod(0o644)  # safetensors makes files that only their owner can read
-            os.replace(scratch / name, folder / name)
+    golden = {"images": torch.as_tensor(np.ascontiguousarray(golden_images)), "predictions": predictions}
+    with filled_at_once(folder, CONFIG_FILE) as scratch:
+        try:
+            _write(model, scratch, golden)
+            yield scratch
+        except SafetensorError as error:  # of a file that it cannot write
+            raise OSError(f"{folder}: cannot be written ({error})") from error
+        except (ValueError, OSError) as error:
+            if str(scratch) in str(error):
+                raise type(error)(str(error).replace(str(scratch), str(folder))) from error
+            raise
+
+
+def _write(model: ViTRegressor, folder: Path, golden: dict[str, Tensor]) -> None:
+    wrapped = isinstance(model.backbone, PeftModel)
+    named = model.config.backbone not in TINY and not Path(model.config.backbone).exists()
+    if wrapped:
+        _write_adapter(model, folder)
+    if not (wrapped and named):
+        base: Any = unwrapped(model.backbone)
+        (folder / "backbone").mkdir()
+        save_file(_base_weights(model.backbone), folder / BACKBONE_FILES[1], metadata={"format": "pt"})
+        base.config.save_pretrained(folder / "backbone")
+    save_file(_contiguous(model.head.state_dict()), folder / HEAD_FILE)
+    save_file(golden, folder / GOLDEN_FILE)
+    record: dict[str, Any] = {"format": FORMAT, **asdict(model.config)}
+    record["backbone_sha256"] = _sha256_of_tensors(_base_weights(model.backbone))
+    record["files"] = {name: sha256_of_file(folder / name) for name in PARTS if (folder / name).is_file()}
+    (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def load_pretrained(
@@ -199,7 +214,7 @@ def _read_config(folder: Path) -> tuple[RegressorConfig, dict[str, str], str]:
         raise ValueError(f"{path}: missing keys {sorted(expected - found)}, unknown keys {sorted(found - expected)}")
     if record["format"] != FORMAT:
         raise ValueError(f"{path}: format {record['format']}, expected {FORMAT}")
-    allowed = {ADAPTER_CONFIG_FILE, ADAPTER_FILE, *BACKBONE_FILES, HEAD_FILE, GOLDEN_FILE}
+    allowed = {*PARTS}
     if set(record["files"]) - allowed or not {HEAD_FILE, GOLDEN_FILE} <= set(record["files"]):
         raise ValueError(f"{path}: files: expected some of {sorted(allowed)}, got {sorted(record['files'])}")
     values: dict[str, Any] = {

@@ -2,7 +2,8 @@
 
 Gives a map-style dataset whose items are `{"image": uint8 [row col 3], "labels": float64 [target]}` with the attributes
 `target_names`, `target_units` and `synthesizer` (a dict telling where the pictures come from), and optionally a method
-`labels_array(count) -> float64 [image target]` that gives labels without drawing pictures. Does not know models.
+`labels_array(count) -> float64 [image target]` that gives labels without drawing pictures, and a method
+`pictures_sha256() -> str` by which a training that goes on knows its pictures again. Does not know models.
 
 A callable is called as `callable(split=..., count=..., seed=...)`, split being `train`, `validation` or `test`.
 A folder holds `metadata.csv` with the column `file_name`, label columns, and perhaps `split`; without that column a
@@ -18,8 +19,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from attribution.packaged import sha256_of_file
+
 MAX_PIXELS = 4096 * 4096
 SPLITS = ("train", "validation", "test")
+SAMPLED = 8  # pictures that stand for those of a callable
 
 
 class LabelledPictures(Protocol):
@@ -81,6 +85,19 @@ def read_labels(dataset: Any, count: int) -> np.ndarray:
     return labels
 
 
+def pictures_sha256(dataset: Any) -> str:
+    """Digest of what a data set shows: as its own method `pictures_sha256` says, else that of a few of its pictures
+    with their labels, evenly spaced, for drawing all of them would take as long as a training."""
+    if hasattr(dataset, "pictures_sha256"):
+        return str(dataset.pictures_sha256())
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for index in sorted({*np.linspace(0, len(dataset) - 1, SAMPLED).astype(int).tolist()}):
+        item = dataset[index]
+        image, labels = np.ascontiguousarray(item["image"]), np.asarray(item["labels"], dtype=np.float64)
+        digest.update(f"{image.dtype} {image.shape}".encode() + image.tobytes() + labels.tobytes())
+    return digest.hexdigest()
+
+
 class PictureFolder:
     """Square RGB pictures in PNG files, with their labels in `metadata.csv`."""
 
@@ -126,6 +143,19 @@ class PictureFolder:
     def labels_array(self, count: int) -> np.ndarray:
         """Labels of the first `count` pictures, float64 `[image target]`."""
         return self._labels[:count]
+
+    def pictures_sha256(self) -> str:
+        """Digest of the bytes of all its files, in order. Raises `OSError` or `ValueError` for one that is no file."""
+        digest = hashlib.sha256()
+        for path in self._paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: not found")
+            if not path.is_file():  # reading a pipe would wait for ever
+                raise ValueError(
+                    f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}"
+                )
+            digest.update(bytes.fromhex(sha256_of_file(path)))
+        return digest.hexdigest()
 
 
 def read_picture(path: Path) -> np.ndarray:

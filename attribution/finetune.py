@@ -30,8 +30,8 @@ torchrun reports that code and ends with its own, 1.
 
 import argparse
 import json
-import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, Subset
@@ -46,13 +47,15 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from attribution.backbone import load_backbone
-from attribution.checkpoint import CONFIG_FILE, load_pretrained, save_pretrained, weights_sha256
-from attribution.datasets import LabelledPictures, open_dataset, read_labels
+from attribution.checkpoint import load_pretrained, saving, weights_sha256
+from attribution.datasets import LabelledPictures, open_dataset, pictures_sha256, read_labels
+from attribution.finetune_folder import STATES, only_to_be_tidied, own_output, shaping
 from attribution.finetune_settings import FinetuneSettings, check_settings, data_options_of, names_of
 from attribution.preprocessing import mean_and_std
 from attribution.processes import (
     alike,
     end,
+    from_main,
     process_number,
     processes_launched,
     require_same,
@@ -63,6 +66,7 @@ from attribution.processes import (
 )
 from attribution.training import TrainingSettings, collate, train
 from attribution.training_log import write_log
+from attribution.training_state import begin_states, remove_states
 from attribution.vit import RegressorConfig, ViTRegressor, output_projections
 
 STATISTICS_PICTURES, GOLDEN_PICTURES = 2000, 8
@@ -123,12 +127,24 @@ def finetune(settings: FinetuneSettings) -> Path:
     on_cpu = settings.device == "cpu" or (processes_launched() > 1 and not torch.cuda.is_available())
     precision = mixed_precision(settings.dtype, on_cpu or not torch.cuda.is_available())
     accelerator = start(on_cpu, precision)
-    output, main_process = Path(settings.output_dir), accelerator.is_main_process
-    if not main_process:
+    if not accelerator.is_main_process:
         disable_progress_bar()  # of loading weights
+    output, finished = Path(settings.output_dir), False
+    with ExitStack() as held:
+        with together(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(own_output(output))
+                finished = only_to_be_tidied(output, settings)
+        (finished,) = map(bool, from_main(accelerator, [finished]))
+        if not finished:
+            _finetune(settings, accelerator, output, precision)
+    return output
+
+
+def _finetune(settings: FinetuneSettings, accelerator: Accelerator, output: Path, precision: str) -> None:
+    """Train and write in a folder that is held."""
+    main_process = accelerator.is_main_process
     with together(accelerator):
-        if main_process and (output / CONFIG_FILE).exists():
-            raise ValueError(f"--output-dir: {output} holds a finished model, choose another folder")
         pictures, held_out = (_open_split(settings, split) for split in ("train", "validation"))
         if len(held_out) < accelerator.num_processes:
             raise ValueError(
@@ -137,20 +153,19 @@ def finetune(settings: FinetuneSettings) -> Path:
             )
         # eager attention trains 1.3 times as fast as sdpa on CPUs (bf16, 257 tokens); on GPUs it is the other way round
         model = build_model(settings, pictures, "sdpa" if accelerator.device.type == "cuda" else "eager")
+        shown = [pictures_sha256(pictures), pictures_sha256(held_out)]
     if not main_process:
         set_seed(settings.seed + accelerator.process_index)  # else dropout would drop the same in every process
     model.to(accelerator.device)
-    signature = {name: value for name, value in asdict(settings).items() if name not in ("workers", "save_every_min")}
-    signature |= {"output_dir": "", "precision": precision, "synthesizer": model.config.synthesizer}
-    signature |= {"num_processes": accelerator.num_processes}
+    signature = shaping(settings) | {"precision": precision, "synthesizer": model.config.synthesizer}
+    signature |= {"output_dir": "", "num_processes": accelerator.num_processes, "pictures": shown}
     scales = [f"{value:.9g}" for value in (*model.config.label_mean, *model.config.label_std)]
     require_same(accelerator, {**signature, "labels": scales})
     with together(accelerator):
-        if main_process:
-            output.mkdir(parents=True, exist_ok=True)
-    with together(accelerator):
         if not output.is_dir():
             raise ValueError(f"--output-dir: {output} is not there; expected a folder that all processes share")
+        if main_process:
+            begin_states(output / STATES, shaping(settings))
         mine = Subset(held_out, share(accelerator, len(held_out)))
         batches = list(DataLoader(mine, batch_size=16, num_workers=settings.workers, collate_fn=collate))
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
@@ -161,7 +176,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         (images, labels),
         TrainingSettings(**{name: getattr(settings, name) for name in names}),
         accelerator,
-        output / "resume",
+        output / STATES,
         json.loads(json.dumps(signature)),
     )
     with together(accelerator):
@@ -169,13 +184,12 @@ def finetune(settings: FinetuneSettings) -> Path:
             model = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to("cpu")
             model.set_attn_implementation("eager")
             golden = collate([held_out[index] for index in range(min(GOLDEN_PICTURES, len(held_out)))])[0]
-            save_pretrained(model.eval(), output, golden)
-            sha256 = weights_sha256(load_pretrained(output))
-            write_log(output, asdict(settings), progress, precision, accelerator.num_processes, sha256)
-            shutil.rmtree(output / "resume", ignore_errors=True)
+            with saving(model.eval(), output, golden) as scratch:
+                sha256 = weights_sha256(load_pretrained(scratch))  # refuses what predicts other numbers
+                write_log(scratch, asdict(settings), progress, precision, accelerator.num_processes, sha256)
+            remove_states(output / STATES)
             if progress.best_mse >= 1:
                 print("warning: the model predicts no better than the mean of the labels", file=sys.stderr)
-    return output
 
 
 def _open_split(settings: FinetuneSettings, split: str) -> Any:
@@ -222,7 +236,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0, or 2 after one line about what was wrong."""
+    """The command; 0, 2 after one line about what was wrong, 3 where it was stopped before the end."""
     options: Any = FinetuneSettings
     parser = HfArgumentParser(
         options,
@@ -241,6 +255,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         tell(error)
         return 2
+    except KeyboardInterrupt:
+        if process_number() == 0:
+            print("\nstopped; the same command goes on from the last state that was saved", file=sys.stderr)
+        return 3
     if process_number() == 0:
         print(folder)
     end()

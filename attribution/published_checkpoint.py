@@ -37,7 +37,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from attribution.checkpoint import CONFIG_FILE, load_pretrained, save_pretrained
+from attribution.checkpoint import CONFIG_FILE, MODEL_FILES, load_pretrained, saving
+from attribution.own_folder import require_free
 from attribution.packaged import sha256_of_file, summary
 from attribution.preprocessing import PREPROCESSING, mean_and_std
 from attribution.vit import RegressorConfig, ViTRegressor, unwrapped
@@ -368,6 +369,7 @@ def _convert(options: argparse.Namespace) -> list[str]:
     """Write the folder; gives the lines to be said about what is in it."""
     if (options.output_dir / CONFIG_FILE).exists():
         raise ValueError(f"--output-dir: {options.output_dir} holds a finished model, choose another folder")
+    require_free(options.output_dir, MODEL_FILES)
     label_mean, label_std, source = _label_scaling(options)
     state = read_state(options.checkpoint, options.allow_pickle)
     try:
@@ -391,8 +393,8 @@ def _convert(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"{options.checkpoint}: {error}") from error
     size = model.config.image_size
     golden = np.random.default_rng(0).integers(0, 256, (GOLDEN_PICTURES, size, size, 3), dtype=np.uint8)
-    save_pretrained(model, options.output_dir, golden)
-    load_pretrained(options.output_dir)  # refuses a folder that predicts other numbers
+    with saving(model, options.output_dir, golden) as scratch:
+        load_pretrained(scratch)  # refuses a folder that predicts other numbers
     unread = [name for name in UNREAD if name in state]
     base: Any = unwrapped(model.backbone)
     lines = [f"{len(state)} tensors in the file, {len(state) - len(unread)} in the model"]

@@ -165,6 +165,8 @@ def train(
                 best = _validate_and_log(model, valid, settings, progress, best, accelerator)
         if progress.recent:
             best = _validate_and_log(model, valid, settings, progress, best, accelerator)
+        if progress.step > saved_step:  # what comes now can fail too: a full disk is not to cost the training
+            save_state(accelerator, resume_folder, signature, progress, best)
         bar.update(100 - bar.n)
     with torch.no_grad():
         for name, value in weights.items():

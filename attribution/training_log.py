@@ -1,12 +1,11 @@
 """What a training leaves to look at: a table with a row per validation, its curve, and the settings with versions.
 
-Takes the log of a training and the options it ran with; writes files, each under its name only when complete. Does not
+Takes the log of a training and the options it ran with; writes files to a folder that nobody looks at yet. Does not
 know how the model was trained.
 """
 
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from attribution.training_state import Progress
 
+LOG_FILES = ("training_log.csv", "training_curve.png", "training_config.json")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "matplotlib")
 
 
@@ -41,11 +41,9 @@ def write_log(
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    table.to_csv(output / ".training_log.csv", index=False)
-    figure.savefig(output / ".training_curve.png", dpi=150)
-    (output / ".training_config.json").write_text(json.dumps(record, indent=2) + "\n")
-    for name in ("training_log.csv", "training_curve.png", "training_config.json"):
-        os.replace(output / f".{name}", output / name)
+    table.to_csv(output / "training_log.csv", index=False)
+    figure.savefig(output / "training_curve.png", dpi=150)
+    (output / "training_config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def plot_training(table: pd.DataFrame, ax: Any, best_step: int) -> Any:

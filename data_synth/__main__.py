@@ -25,7 +25,7 @@ from .layouts import SPLITS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 done, 2 bad input)."""
+    """Run the command; returns the exit code (0 done, 2 bad input, 3 stopped before the end)."""
     description, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m data_synth",
@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 3
     print(f"{options.count} pictures in {options.out} (metadata.csv, images/, masks/)")
     return 0
 

@@ -3,19 +3,20 @@
 Takes a :class:`~data_synth.dataset.ChirpDataset`; gives ``metadata.csv`` (one row a picture: ``file_name``,
 ``mask_file_name``, labels in units, chirp parameters), ``images/*.png`` (RGB) and ``masks/*.png`` (the region of every
 pixel of the 480 x 640 canvas as its index in ``REGIONS``), and ``dataset.json`` (what made it). The same bytes whatever
-the number of processes; a killed run goes on where it was.
+the number of processes; a killed run goes on where it was, and draws anew what is not whole.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,32 +25,11 @@ from PIL import Image
 
 from .dataset import SYNTHESIZER_VERSION, ChirpDataset, label_map, labels_of, render_image
 from .raster import REGIONS, canvas_weights, coverage_counts, patch_counts, patch_labels
+from .writing import is_whole_png, only_run, remove_temporaries, write_atomic, write_png
 
 CHUNK = 32
+MASK_SIZE = (640, 480)
 MAX_PIXELS = 4096 * 4096
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write bytes under a temporary name in the same folder, then rename: never half a file under the final name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG file under a temporary name, then rename."""
-    # Renamed, not synced: a picture lost in a power cut is found missing and drawn again.
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
 
 
 def file_names(index: int) -> tuple[str, str]:
@@ -61,8 +41,8 @@ def _write_chunk(start: int, dataset: ChirpDataset, folder: Path) -> int:
     stop = min(start + CHUNK, dataset.count)
     written = 0
     for index in range(start, stop):
-        image_name, mask_name = file_names(index)
-        if not (folder / mask_name).exists() or not (folder / image_name).exists():
+        if not is_written(folder, index, dataset.config.image_size):
+            image_name, mask_name = file_names(index)
             scene = dataset.scene(index)
             write_png(folder / image_name, render_image(scene, dataset.config))
             write_png(folder / mask_name, label_map(scene))
@@ -70,10 +50,18 @@ def _write_chunk(start: int, dataset: ChirpDataset, folder: Path) -> int:
     return written
 
 
+def is_written(folder: Path, index: int, image_size: int) -> bool:
+    """Whether a picture and its mask are there and whole."""
+    image_name, mask_name = file_names(index)
+    found_image = is_whole_png(folder / image_name, (image_size, image_size), "RGB")
+    return found_image and is_whole_png(folder / mask_name, MASK_SIZE, "L")
+
+
 def write_folder(dataset: ChirpDataset, folder: Path, num_processes: int = 1) -> Iterator[int]:
     """Write a data set; yields the number of pictures done as it goes. ``metadata.csv`` appears last.
 
-    Raises ValueError if the folder holds another data set, OSError if it cannot be written.
+    Raises ValueError if the folder holds another data set or files of others under its names, OSError if it cannot be
+    written or another run is under way in it.
     """
     description = {
         "synthesizer": "data_synth",
@@ -82,29 +70,86 @@ def write_folder(dataset: ChirpDataset, folder: Path, num_processes: int = 1) ->
         "regions": list(REGIONS),
         **asdict(dataset.config),
     }
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    identity = folder / "dataset.json"
-    if identity.exists():
-        found = json.loads(identity.read_text(encoding="utf-8"))
-        if found != description:
-            different = sorted(key for key in description if found.get(key) != description[key])
-            raise ValueError(
-                f"{identity}: holds another data set (differs in {', '.join(different)}); choose another folder"
-            )
-    else:
-        write_atomic(identity, (json.dumps(description, indent=2) + "\n").encode())
+    table = metadata_table(dataset)
+    require_own(folder, description, table)
     work = partial(_write_chunk, dataset=dataset, folder=folder)
-    starts = range(0, dataset.count, CHUNK)
-    done = 0
-    if num_processes == 1:
-        for count in map(work, starts):
-            yield (done := done + count)
-    else:
-        with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-            for count in pool.imap_unordered(work, starts):
+    yield from fill_folder(folder, description, table, work, range(0, dataset.count, CHUNK), num_processes)
+
+
+def require_own(folder: Path, description: dict[str, Any], table: pd.DataFrame) -> None:
+    """Raise ValueError naming the file where a folder holds another data set, or names of one that nothing describes,
+    or a metadata.csv that is not the first rows of this ``table``, nor it of that."""
+    identity = folder / "dataset.json"
+    if not os.path.lexists(identity):
+        # A run that was killed at its very start has left empty folders.
+        taken = ["metadata.csv"] if os.path.lexists(folder / "metadata.csv") else []
+        taken += [name for name in ("images", "masks") if not _is_empty(folder / name)]
+        if taken:
+            raise ValueError(f"{identity}: not found, but {', '.join(taken)} beside it; choose another folder")
+        return
+    try:
+        found = json.loads(identity.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{identity}: expected what describes a data set, got other text ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{identity}: expected what describes a data set, got a {type(found).__name__}")
+    different = sorted(key for key in found.keys() | description.keys() if found.get(key) != description.get(key))
+    if different:
+        raise ValueError(
+            f"{identity}: holds another data set (differs in {', '.join(different)}); choose another folder"
+        )
+    path = folder / "metadata.csv"
+    if os.path.lexists(path):
+        there, ours = path.read_bytes(), _as_csv(table)
+        if not (ours.startswith(there) or there.startswith(ours)):
+            raise ValueError(f"{path}: not the table of this data set; choose another folder, or move it away")
+
+
+def fill_folder(
+    folder: Path,
+    description: dict[str, Any],
+    table: pd.DataFrame,
+    work: Callable[[Any], int],
+    lots: Sequence[Any],
+    num_processes: int,
+) -> Iterator[int]:
+    """Write what describes a data set, then its pictures lot by lot, then its table; yields the number of pictures
+    done. The folder is held meanwhile: OSError where another run is under way in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_run(folder):
+        remove_temporaries(folder)
+        write_atomic(folder / "dataset.json", (json.dumps(description, indent=2) + "\n").encode())
+        for name in ("images", "masks"):
+            (folder / name).mkdir(exist_ok=True)
+        done = 0
+        if num_processes == 1:
+            for count in map(work, lots):
                 yield (done := done + count)
-    write_atomic(folder / "metadata.csv", metadata_table(dataset).to_csv(index=False, lineterminator="\n").encode())
+        else:
+            with _pool(num_processes) as pool:
+                for count in pool.imap_unordered(work, lots):
+                    yield (done := done + count)
+        write_atomic(folder / "metadata.csv", _as_csv(table))
+
+
+def _pool(num_processes: int) -> Any:
+    """Processes that leave Ctrl-C to this one, from their first moment on."""
+    context = multiprocessing.get_context("spawn")
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return context.Pool(num_processes)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    try:
+        return context.Pool(num_processes)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_empty(folder: Path) -> bool:
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _as_csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def metadata_table(dataset: ChirpDataset) -> pd.DataFrame:

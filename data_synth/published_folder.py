@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
-import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -38,10 +36,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S, ChirpParams, ChirpType
-from .folder import CHUNK, file_names, write_atomic, write_png
+from .folder import CHUNK, file_names, fill_folder, is_written, require_own
 from .published import averaged
 from .published_masks import read_canvas, reconstruct_label_map
 from .raster import REGIONS
+from .writing import write_png
 
 GENERATOR = "chirp-spectrogram-generator"
 COLUMNS = ("Chirp_Start_Time", "Chirp_Start_Freq", "Chirp_End_Freq", "Chirp_Duration", "Chirp_Type")
@@ -141,8 +140,8 @@ def _convert(path: Path, params: ChirpParams) -> tuple[NDArray[np.uint8], NDArra
 
 def _write_lot(lot: _Lot, folder: Path, image_size: int, resize: Resize) -> int:
     for index, (path, params) in enumerate(zip(lot.paths, lot.chirps, strict=True), start=lot.first):
-        image_name, mask_name = file_names(index)
-        if not (folder / mask_name).exists() or not (folder / image_name).exists():
+        if not is_written(folder, index, image_size):
+            image_name, mask_name = file_names(index)
             canvas, labels = _convert(path, params)
             write_png(folder / image_name, resized(canvas, image_size, resize))
             write_png(folder / mask_name, labels)
@@ -179,43 +178,16 @@ def convert_folder(
         "image_size": image_size,
         "regions": list(REGIONS),
     }
-    _check_identity(destination / "dataset.json", description)
+    table = metadata_table(chirps)
+    require_own(destination, description, table)
     for path, params in zip(paths[:NUM_CHECKED_FIRST], chirps[:NUM_CHECKED_FIRST], strict=True):
         _convert(path, params)
-    destination.mkdir(parents=True, exist_ok=True)
-    write_atomic(destination / "dataset.json", (json.dumps(description, indent=2) + "\n").encode())
-    for name in ("images", "masks"):
-        (destination / name).mkdir(exist_ok=True)
     lots = [
         _Lot(first, paths[first : first + CHUNK], chirps[first : first + CHUNK])
         for first in range(0, len(paths), CHUNK)
     ]
     work = partial(_write_lot, folder=destination, image_size=image_size, resize=resize)
-    done = 0
-    if num_processes == 1:
-        for count in map(work, lots):
-            yield (done := done + count)
-    else:
-        with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-            for count in pool.imap_unordered(work, lots):
-                yield (done := done + count)
-    table = metadata_table(chirps).to_csv(index=False, lineterminator="\n")
-    write_atomic(destination / "metadata.csv", table.encode())
-
-
-def _check_identity(path: Path, description: dict[str, Any]) -> None:
-    if not path.exists():
-        there = [name for name in ("metadata.csv", "images", "masks") if (path.parent / name).exists()]
-        if there:
-            raise ValueError(f"{path}: not found, but {', '.join(there)} beside it; choose another folder")
-        return
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected what describes a data set, got other text ({error})") from error
-    different = sorted(key for key in found.keys() | description.keys() if found.get(key) != description.get(key))
-    if different:
-        raise ValueError(f"{path}: holds another data set (differs in {', '.join(different)}); choose another folder")
+    yield from fill_folder(destination, description, table, work, lots, num_processes)
 
 
 def metadata_table(chirps: list[ChirpParams]) -> pd.DataFrame:
@@ -238,7 +210,7 @@ def metadata_table(chirps: list[ChirpParams]) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 done, 2 bad input)."""
+    """Run the command; returns the exit code (0 done, 2 bad input, 3 stopped before the end)."""
     description, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m data_synth.published_folder",
@@ -277,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 3
     print(f"{done} pictures in {options.destination} (metadata.csv, images/, masks/)")
     return 0
 

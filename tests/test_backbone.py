@@ -181,3 +181,35 @@ def test_tiny_backbones_are_the_same_for_the_same_seed(kind):
 def test_tiny_backbone_of_unknown_kind():
     with pytest.raises(ValueError, match="expected kind vit or dinov2, got 'swin'"):
         tiny_backbone("swin")
+
+
+def lying(path, change):
+    """Rewrite the header of a safetensors file, its bytes as they are."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(path.read_bytes()[:500]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 4000),
+        lambda path: lying(path, lambda header: header["layernorm.bias"].update(shape=[10**6])),
+        lambda path: lying(path, lambda header: header["layernorm.bias"].update(data_offsets=[0, 10**9])),
+        lambda path: lying(path, lambda header: header["layernorm.bias"].update(dtype="F17")),
+        lambda path: lying(path, lambda header: header["layernorm.bias"].pop("shape")),
+    ],
+    ids=["cut", "cut early", "empty", "no header", "shape", "offsets", "dtype", "no shape"],
+)
+def test_weights_that_are_cut_short_or_not_what_they_say_are_one_line(tmp_path, damage):
+    tiny_backbone("vit").save_pretrained(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}/model\.safetensors: not a whole safetensors file") as error:
+        load_backbone(tmp_path)
+    assert "\n" not in str(error.value)

@@ -122,8 +122,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(options, tmp_path, capsys):
     options |= {"num-pictures": 160, "validate-every": 7, "lora-dropout": 0.2, "save-every-min": 0}
     whole = {**options, "output-dir": str(tmp_path / "whole"), "save-every-min": 60}
     assert main(arguments(whole)) == 0
-    # 160 pictures are drawn for the label statistics, one for its size; of the next 160, the 100th kills
-    killing = f"os.environ['HF_HUB_OFFLINE'] = '1'; test_finetune.Shades.kill_at = 261; main({arguments(options)!r})"
+    # 160 pictures are drawn for the label statistics, one for its size, eight for their digest; of the next 160, the
+    # 100th kills
+    killing = f"os.environ['HF_HUB_OFFLINE'] = '1'; test_finetune.Shades.kill_at = 269; main({arguments(options)!r})"
     code = f"import os, test_finetune; from attribution.finetune import main; {killing}"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])

@@ -13,12 +13,14 @@ from analysis.answer import REFERENCE_FOLDER
 from analysis.checks.trials import CHECKS
 from analysis.explain import explain
 from analysis.models import open_model
+from analysis.own_files import own_files, start_writing
 from analysis.pictures import open_source
 from analysis.run_folder import (
     CONTROL_WARNING,
     estimate_warnings,
+    outputs_of,
+    own_folder,
     prepare_folder,
-    remove_results,
     with_output,
     write_results,
 )
@@ -54,14 +56,20 @@ def figures(monkeypatch):
     return asked
 
 
-def fill(folder):
-    """A folder as an earlier run left it, and things of others in it."""
+def fill(folder, *, listed=True):
+    """A folder as an earlier run left it, with its files in the manifest or not, and things of others in it."""
     kept = ["scores/gate_ixg.safetensors", "scores/timings.json", "notes.txt", "mine.csv", "figures/mine.pdf"]
-    results = ["manifest.json", "report.html", *(f"{name}.csv" for name in TABLES)]
-    results += ["figures/old_figure.png", "figures/old_figure.svg"]
+    kept += ["figures/thesis.png", "figures/thesis.svg"]
+    results = ["report.html", *(f"{name}.csv" for name in TABLES)]
+    results += ["figures/roles.png", "figures/roles.svg"]
+    record = {"command": ["python", "-m", "analysis.compare", "--seed", "1"]}
+    if listed:
+        results.append("figures/old_figure.png")
+        record["files"] = ["manifest.json", *results]
     for name in (*kept, *results):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
+    (folder / "manifest.json").write_text(json.dumps(record))
     return set(kept)
 
 
@@ -69,13 +77,17 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_results_are_removed_and_nothing_else(tmp_path):
-    kept = fill(tmp_path)
-    remove_results(tmp_path)
-    assert files(tmp_path) == kept
-    remove_results(tmp_path)  # nothing there: nothing to do
-    remove_results(tmp_path / "nowhere")
-    assert files(tmp_path) == kept
+MARKER = ".manifest.json.writing"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_results_are_removed_and_nothing_else(tmp_path, listed):
+    """Those the manifest names; where an earlier make named none, those of the names that a run writes."""
+    kept = fill(tmp_path, listed=listed)
+    start_writing(outputs_of(tmp_path))
+    assert files(tmp_path) == kept | {MARKER}
+    start_writing(outputs_of(tmp_path))  # nothing there: nothing to do
+    assert files(tmp_path) == kept | {MARKER}
 
 
 def test_the_manifest_leaves_first(tmp_path, monkeypatch):
@@ -83,8 +95,56 @@ def test_the_manifest_leaves_first(tmp_path, monkeypatch):
     left = []
     unlink = run_folder.Path.unlink
     monkeypatch.setattr(run_folder.Path, "unlink", lambda path, **how: (left.append(path.name), unlink(path, **how)))
-    remove_results(tmp_path)
+    start_writing(outputs_of(tmp_path))
     assert left[0] == "manifest.json" and left.count("manifest.json") == 1
+
+
+def test_the_committed_runs_are_recognised(tmp_path):
+    """Their manifests name no files: every table and figure is the run's own, and no figure lacks among the names."""
+    for name in ("reference", "published", "colorbar"):
+        folder = REFERENCE_FOLDER.parent / name
+        there = {path for path in files(folder) if not path.startswith("scores/")}
+        if "files" not in json.loads((folder / "manifest.json").read_text()):
+            assert own_files(outputs_of(folder)) == there
+    start_writing(outputs_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.html", "methods.csv", "figures/roles.svg", MARKER])
+def test_what_is_not_of_a_run_is_refused_before_anything_is_computed(tmp_path, name):
+    """A file of one's own, and one of another command."""
+    for text in ("mine", '{"command": ["python", "-m", "analysis.seeds"], "files": ["manifest.json"]}', "[1]"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: not (written by|of) analysis\.compare; choose another folder"):
+            with own_folder(tmp_path, ["gate_ixg"]):
+                pytest.fail("taken")
+        assert (tmp_path / name).read_text() == text and files(tmp_path) == {name}
+
+
+def test_scores_of_others_are_refused_and_ones_own_are_not(tmp_path):
+    mine = tmp_path / "scores" / "gate_ixg.safetensors"
+    mine.parent.mkdir()
+    mine.write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"gate_ixg\.safetensors: not written by"), own_folder(tmp_path, ["gate_ixg"]):
+        pytest.fail("taken")
+    with own_folder(tmp_path, ["gate_ig"]):  # no such name is written
+        pass
+    fill(tmp_path)  # in the folder of a finished run it is a damaged one, to be computed anew
+    with own_folder(tmp_path, ["gate_ixg"]):
+        pass
+    assert mine.exists()
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    with own_folder(tmp_path / "run", []):
+        with pytest.raises(OSError, match=r"run: another run is under way in this folder"):
+            with own_folder(tmp_path / "run", []):
+                pytest.fail("taken twice")
+        with own_folder(tmp_path / "other", []):
+            pass
+    with own_folder(tmp_path / "run", []):
+        pass
+    assert files(tmp_path) == set()
 
 
 def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(results, tmp_path, monkeypatch):
@@ -104,16 +164,17 @@ def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(result
     watched("write_table", run_folder.write_table)
     watched("write_figures", drawn)
     watched("write_report", run_folder.write_report)
-    watched("write_atomically", run_folder.write_atomically)
+    watched("finish_writing", run_folder.finish_writing)
     write_results(tmp_path, SETTINGS, *results, 3)
     names = [name for name, *_ in written]
     absent = {*CHECKS, "role_counts", "pixel_localization", "calibration"}  # not asked for, or no such method
     tables = [name for name in TABLES if name not in absent]
-    assert names == ["write_table"] * len(tables) + ["write_figures", "write_report", "write_atomically"]
+    assert names == ["write_table"] * len(tables) + ["write_figures", "write_report", "finish_writing"]
     assert not any(finished or stale for _, finished, stale in written)
     assert files(tmp_path) == kept | {f"{name}.csv" for name in tables} | {"manifest.json", "report.html"}
     record = json.loads((tmp_path / "manifest.json").read_text())
     assert record["processes"] == 3 and record["pictures"] == {"done": 4, "total": 4}
+    assert set(record["files"]) == {f"{name}.csv" for name in tables} | {"manifest.json", "report.html"}
     assert record["settings"]["methods"] == ["cls_mass", "gate_ixg"] and record["model"]["control"] is True
     assert len(pd.read_csv(tmp_path / "head_scorecard.csv")) == 12
 
@@ -129,6 +190,10 @@ def test_a_run_that_breaks_off_leaves_no_manifest(results, tmp_path, monkeypatch
     with pytest.raises(OSError, match="disk is full"):
         write_results(tmp_path, SETTINGS, *results)
     assert not (tmp_path / "manifest.json").exists()
+    monkeypatch.undo()
+    with own_folder(tmp_path, ["gate_ixg"]):  # what it left is its own
+        start_writing(outputs_of(tmp_path))
+    assert "methods.csv" not in files(tmp_path)
 
 
 def test_tables_that_cannot_be_made_leave_the_earlier_run(results, tmp_path, monkeypatch):

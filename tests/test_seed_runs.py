@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from written_runs import write_run, write_three
 
-from analysis.seeds import main
+from analysis.own_files import own_files
+from analysis.seed_runs import read_run, read_runs
+from analysis.seeds import compare_seeds, main, outputs_of, short_answer
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,56 @@ def test_other_bad_input(written, tmp_path, capsys):
     assert main([one, str(tmp_path / "wide"), *output]) == 2
     assert "24 x 8 x 4 pictures x layers x heads, expected 24 x 8 x 3" in capsys.readouterr().err
     assert main([one, two, "--output-dir", one]) == 2
-    assert "the folder of a run" in capsys.readouterr().err and (written[0] / "one" / "manifest.json").exists()
+    assert (
+        "one is one of the inputs, expected another folder" in capsys.readouterr().err
+        and (written[0] / "one" / "manifest.json").exists()
+    )
     assert main([one, two, *output, "--bootstrap-replicates", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("column", ["value", "value_cross", "noise_ceiling"])
+def test_agreement_is_recomputed_and_not_believed(written, tmp_path, capsys, column):
+    """A better value for one method, as an editor would write it."""
+    shutil.copytree(written[0] / "two", tmp_path / "other")
+    table = pd.read_csv(tmp_path / "other" / "agreement.csv")
+    of_means = (table["statistic"] == "spearman") & (table["estimator"] == "mean")
+    row = table[of_means & (table["method"] == "cls_entropy") & (table["truth"] == "ablation_mean_abs")].index[0]
+    table.loc[row, column] += 1e-3
+    table.to_csv(tmp_path / "other" / "agreement.csv", index=False)
+    output = ["--output-dir", str(tmp_path / "out")]
+    assert main([str(written[0] / "one"), str(tmp_path / "other"), *output]) == 2
+    error = capsys.readouterr().err
+    assert "agreement.csv: cls_entropy, ablation_mean_abs, spearman: expected value " in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_recomputed_is_told(written, tmp_path):
+    shutil.copytree(written[0] / "two", tmp_path / "other")
+    (tmp_path / "other" / "scores" / "gate_ig.safetensors").unlink()
+    table = pd.read_csv(tmp_path / "other" / "agreement.csv").replace({"method": {"random": "of_my_own"}})
+    table.to_csv(tmp_path / "other" / "agreement.csv", index=False)
+    assert read_run(written[0] / "two").unchecked == ()
+    runs = read_runs([written[0] / "one", tmp_path / "other"])
+    assert runs[1].unchecked == ("gate_ig", "of_my_own")
+    told = [line for line in short_answer(runs, compare_seeds(runs, 20)) if line.startswith("As their tables say")]
+    assert told == ["As their tables say, for want of scores to tell it from: gate_ig, of_my_own."]
+
+
+NAMES = ("manifest.json", "statements.csv", "figures/seeds_ablation_zero.svg", ".manifest.json.writing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_others_are_refused_before_anything_is_read(tmp_path, capsys, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    assert main(["no-run", "none", "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name}: not " in error and "of analysis.seeds; choose another" in error.replace("written by", "of")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_the_committed_comparison_is_recognised():
+    folder = Path(__file__).parents[1] / "results" / "seeds"
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert own_files(outputs_of(folder)) == there

@@ -51,7 +51,7 @@ def write_run(folder, seed, *, name="model", kinds=("zero", "mean"), heads=HEADS
         truths = {truth: found[:count] for truth, found in effects.items()}
         signed = {method: method.startswith("gate")}
         indices = bootstrap_indices(count, 20, seed=0)
-        tables.append(agreement_table({method: scores}, truths, signed, indices, 0, num_halves=5))
+        tables.append(agreement_table({method: scores}, truths, signed, indices, 0))
     pd.concat(tables).to_csv(folder / "agreement.csv", index=False)
     record = {
         "model": {"name": name, "weights_sha256": f"weights {seed}", "config": {"target_names": ["start"]}},

@@ -13,9 +13,8 @@ and machine.json to the output folder; a table is whole or not there. Times are 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from analysis.bench.model_benchmarks import estimate_rows, layer_rows, machine_r
 from analysis.bench.paired_timing import COLUMNS
 from analysis.bench.picture_benchmarks import localization_rows, synthesizer_rows
 from analysis.models import OpenedModel, open_model
-from analysis.report import write_atomically
+from analysis.own_files import Outputs, finish_writing, read_record, start_writing
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from analysis.tables import write_table
 from attribution.batch import Batch
@@ -166,17 +165,30 @@ def run(options: argparse.Namespace, extent: Extent) -> None:
         raise ValueError(f"--only: unknown {', '.join(unknown)}, expected some of {', '.join(available)}")
     device = available_device(options.device)
     folder: Path = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs = outputs_of(folder, available)
+    start_writing(outputs, keep=True)
     machine = describe_machine(device)
     record = {"machine": machine, "model": Path(options.model).name, "extent": vars(extent)}
-    write_atomically(folder / "machine.json", (json.dumps(record, indent=2) + "\n").encode())
     print(f"{machine['cpu']}, {machine['torch_threads']} threads, {machine['memory_gb']} GB, {machine['device']}")
     for name in chosen:
         print(f"\n{name} ...", flush=True)
         table = available[name]()
         write_table(table, folder / f"{name}.csv")
         print(readable(table), flush=True)
+    finish_writing(outputs, record)
     print(f"\nTables: {folder}")
+
+
+def outputs_of(folder: Path, names: Iterable[str]) -> Outputs:
+    """Every file that the command may write; in earlier makes ``machine.json`` named none."""
+    earlier = {"machine", "model", "extent"}
+    return Outputs(
+        folder,
+        "analysis.bench",
+        tuple(f"{name}.csv" for name in names),
+        "machine.json",
+        lambda: set(read_record(folder / "machine.json")) == earlier,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,82 @@
+"""Every command that writes results: files of others refused before anything is read, results of earlier makes known."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis import claims, estimate_coverage, published, quality, role_changes, role_swap
+from analysis.bench import __main__ as bench
+from analysis.own_files import own_files
+from attribution import published_checkpoint
+
+ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "attribution" / "models"
+# Command, its arguments (inputs that are not there), a name that it writes, and what the refusal says of it.
+COMMANDS = {
+    "claims": (claims, ["no-run", "--output-dir"], "verdicts.md", "analysis.claims"),
+    "claims-figure": (claims, ["no-run", "--output-dir"], "figures/c3.png", "analysis.claims"),
+    "claims-manifest": (claims, ["no-run", "--output-dir"], "manifest.json", "analysis.claims"),
+    "role_changes": (role_changes, ["no", "run", "--output-dir"], "roles_by_run.csv", "analysis.role_changes"),
+    "role_swap": (role_swap, ["no", "run", "--output-dir"], "role_swap.svg", "analysis.role_swap"),
+    "quality": (quality, ["--model", "no-model", "--output-dir"], "leak.csv", "analysis.quality"),
+    "estimate": (estimate_coverage, ["no-run", "--output-dir"], "estimate_cost.csv", "analysis.estimate_coverage"),
+    "bench": (bench, ["--quick", "--only", "localization", "--output-dir"], "machine.json", "analysis.bench"),
+    "bench-table": (bench, ["--quick", "--only", "localization", "--output-dir"], "sweep.csv", "analysis.bench"),
+    "checkpoint": (published_checkpoint, ["no.safetensors", "--output-dir"], "golden.safetensors", "this command"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_files_of_others_are_refused_before_anything_is_read(tmp_path, capsys, case):
+    command, arguments, name, who = COMMANDS[case]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    assert command.main([*arguments, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: not written by {who}; choose another folder, or move it away")
+    assert error.count("\n") == 1 and path.read_text() == "mine"
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+
+
+@pytest.mark.parametrize("place", ["run", "audit"])
+def test_verdicts_are_not_written_into_what_they_are_drawn_from(tmp_path, capsys, place):
+    for name in ("run", "audit"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "claims.csv").write_text(name)
+    arguments = [str(tmp_path / "run"), "--audit", str(tmp_path / "audit"), "--output-dir"]
+    assert claims.main([*arguments, str(tmp_path / "x" / ".." / place)]) == 2
+    assert f"{place} is one of the inputs, expected another folder" in capsys.readouterr().err
+    assert (tmp_path / place / "claims.csv").read_text() == place
+
+
+def test_results_of_earlier_makes_are_known():
+    """Committed tables whose manifests name no files, or that have none, are the commands' own; nothing else is."""
+    results = ROOT / "results"
+    names = ("machine", "sweep", "layers", "localization", "synthesizer", "estimate", "cost_laws")
+    expected = {
+        "claims": claims.outputs_of(results / "claims"),
+        "role-changes": role_changes.outputs_of(results / "role-changes"),
+        "role-swap": role_swap.outputs_of(results / "role-swap"),
+        "bench": bench.outputs_of(results / "bench", names),
+        "published-audit": published.outputs_of(results / "published-audit", [(0, 0), (11, 5)]),
+        "estimate": estimate_coverage.outputs_of(results / "estimate"),
+    }
+    for name, outputs in expected.items():
+        there = {path.relative_to(results / name).as_posix() for path in (results / name).rglob("*") if path.is_file()}
+        there = {path for path in there if not path.startswith("scores/") and "/scenario_" not in path}
+        if name == "estimate":  # beside a run of analysis.compare
+            there = {path for path in there if path.startswith("estimate")}
+        assert own_files(outputs) - {path for path in own_files(outputs) if "/scenario_" in path} == there
+    tables = {"model_quality.csv", "leak.csv", "distractors.csv"}
+    for name in ("default", "published"):
+        assert own_files(quality.outputs_of(MODELS / name)) - {"quality.json"} == tables
+
+
+def test_a_manifest_of_another_command_is_not_taken_for_a_table_s(tmp_path):
+    """A table whose header is ours, in a folder that has a manifest: there were none when such tables had none."""
+    header = (ROOT / "results" / "role-changes" / "role_changes.csv").read_text()
+    (tmp_path / "role_changes.csv").write_text(header)
+    assert own_files(role_changes.outputs_of(tmp_path)) == {"role_changes.csv"}
+    (tmp_path / "manifest.json").write_text('{"command": ["python", "-m", "analysis.compare"]}')
+    assert own_files(role_changes.outputs_of(tmp_path)) == set()
