@@ -32,6 +32,7 @@ from analysis.cells import (
     slant,
     table_cells,
 )
+from analysis.curve_areas import is_random_order
 from analysis.method_plots import names_with_n
 
 ENDS = {"most_first": "most important head first", "least_first": "least important head first"}
@@ -50,11 +51,15 @@ def removal_curves(
     """Mean rise of the loss against the number of heads removed, in each method's order: from either end.
 
     In colour, with intervals: `methods`, or the `coloured` best by area (most first minus least first). The others are
-    thin and grey, `control` is dashed, and the order of the truth itself, where the table has it, is black.
+    thin and grey, `control` is dashed, and the order of the truth itself, where the table has it, is black. Where the
+    table has random orders, a grey band holds nine tenths of them, from either end, and the dashed line is their
+    median.
     """
     require_columns(curves, ("method", "order", "removed", "loss_rise_var_pct", "ci_low", "ci_high", "area"), "curves")
     if curves.duplicated(["method", "order", "removed"]).any():
         raise ValueError("curves: more than one row for a method, order and number removed, expected one")
+    is_null = curves["method"].map(lambda name: is_random_order(str(name))).astype(bool)
+    null, curves = curves[is_null], curves[~is_null]
     halves = {end: rows_where(curves, "curves", order=end) for end in ENDS}
     apart = [TRUTH_ORDER, control]
     if methods is None:
@@ -76,8 +81,15 @@ def removal_curves(
             panel.plot(
                 line["removed"], line["loss_rise_var_pct"], color="0.75", linewidth=0.8, zorder=1, label="other methods"
             )
+        if len(null):
+            band = null.groupby("removed")["loss_rise_var_pct"].quantile([0.05, 0.5, 0.95]).unstack()
+            counts, (low, middle, high) = band.index.to_numpy(), band.to_numpy().T
+            label = f"{null['method'].nunique()} random orders"
+            panel.fill_between(counts, low, high, color="0.85", linewidth=0, zorder=0.5)
+            panel.plot(counts, middle, color="0.3", linestyle="--", linewidth=1.6, zorder=2, label=label)
+            drawn += [*low, *high]
         for name, style in ((control, {"color": "0.3", "linestyle": "--"}), (TRUTH_ORDER, {"color": "black"})):
-            if name in lines and name not in methods:
+            if name in lines and name not in methods and not (name == control and len(null)):
                 line = lines[name]
                 panel.plot(line["removed"], line["loss_rise_var_pct"], linewidth=1.6, zorder=2, label=name, **style)
         for name in (name for name in methods if name in lines):
@@ -101,7 +113,8 @@ def removal_curves(
     effect_scale(panels[0], "y", drawn, label, linear_within(drawn))
     panels[0].yaxis.label.set_fontsize(9)
     known = panels[0].get_legend_handles_labels()[1]
-    names = dict.fromkeys((*methods, TRUTH_ORDER, control, "other methods"))
+    random = [name for name in known if name.endswith(" random orders")]
+    names = dict.fromkeys((*methods, TRUTH_ORDER, control, *random, "other methods"))
     shared_legend(figure, panels[0], [name for name in names if name in known])
     return figure
 

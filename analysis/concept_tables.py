@@ -57,7 +57,7 @@ def concept_table(
         share = mask.mean(axis=(1, 2))
         share[share == 0] = np.nan  # pictures without it say nothing
         lift, lift_position = (found[place] / share[:, None] for found in (mass, mass_position))
-        interval = interval_over_images(lift, indices)
+        interval = interval_over_images(lift, indices, bounds=(0.0, np.inf))
         columns = {"lift": interval.value, "ci_low": interval.low, "ci_high": interval.high}
         columns |= {f"share_above_{tau:g}": _share(lift, tau) for tau in TAUS}
         columns["mass"] = _mean(np.where(np.isnan(lift), np.nan, mass[place]))

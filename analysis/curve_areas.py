@@ -7,7 +7,8 @@ Does not know: models, how losses came about.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ Head = tuple[int, int]  # layer, head
 
 REMOVAL_COUNTS = (0, 1, 2, 4, 8, 12, 18, 24, 36, 48, 60, 72)
 ORDERS = ("most_first", "least_first")
+RANDOM_ORDERS = 20
+_RANDOM_ORDER = re.compile(r"random_\d+")
 COLUMNS = (
     *("method", "order", "removed", "loss_rise_var_pct", "ci_low", "ci_high", "area", "area_ci_low", "area_ci_high"),
     *("area_gap", "area_gap_ci_low", "area_gap_ci_high", "n"),
@@ -44,6 +47,30 @@ def head_order(scores_mean: NDArray[np.floating], seed: int = 0) -> tuple[Head, 
     shuffled = np.random.default_rng([seed, 11]).permutation(scores_mean.size)
     places = shuffled[np.argsort(-scores_mean.ravel()[shuffled], kind="stable")]
     return tuple((int(place) // scores_mean.shape[1], int(place) % scores_mean.shape[1]) for place in places)
+
+
+def random_orders(heads: Sequence[Head], seed: int, number: int = RANDOM_ORDERS) -> dict[str, tuple[Head, ...]]:
+    """So many orders of all heads, ``random_0``, ``random_1``, ..., the i-th drawn from `default_rng([seed, 23, i])`."""
+    draws = [np.random.default_rng([seed, 23, place]).permutation(len(heads)) for place in range(number)]
+    return {f"random_{place}": tuple(heads[at] for at in draw) for place, draw in enumerate(draws)}
+
+
+def is_random_order(name: str) -> bool:
+    """Whether a curve is one of `random_orders`, by its name."""
+    return _RANDOM_ORDER.fullmatch(name) is not None
+
+
+def above_random(table: pd.DataFrame, random: Collection[str]) -> pd.DataFrame:
+    """A curve table with the column ``above_random``: of what `area_gap` is under random orders, the share that lies
+    below the method's own; NaN for the methods named in `random`, which are these orders.
+
+    A random order from its end is as random, so each counts twice: its gap and the negative of it.
+    """
+    gaps = table.drop_duplicates("method").set_index("method")["area_gap"]
+    null = gaps[gaps.index.isin(list(random))].to_numpy()
+    null = np.concatenate([null, -null])
+    shares = {name: (null < gap).mean() if len(null) else np.nan for name, gap in gaps.items() if name not in random}
+    return table.assign(above_random=table["method"].map(shares).astype(np.float64))
 
 
 def removal_orders(
@@ -72,7 +99,7 @@ def curve_table(
     `loss_rise_var_pct`: 100 · (loss − intact loss), mean over pictures, in % of the label variance. `area`: by
     trapezoid over the share of heads removed, in the same unit, on every row of its method and order. `area_gap` =
     area most first − area least first, on every row of its method: a good method has a large one. Each is a mean of
-    numbers per picture; the intervals are their 95 % BCa, gaps paired by picture.
+    numbers per picture; the intervals are theirs at 95 %, gaps paired by picture.
 
     ValueError for counts that do not rise from 0, and for losses of another shape, of other orders or not finite.
     """

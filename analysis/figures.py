@@ -40,7 +40,9 @@ GALLERY_REGIONS = ("chirp", "text", "colorbar")
 
 def layer_table(truth: Truth, indices: NDArray[np.integer]) -> pd.DataFrame:
     """Mean effect per layer, in % of the label variance, with its interval over pictures."""
-    interval = interval_over_images(100 * truth.delta_loss.mean(axis=2), indices)
+    interval = interval_over_images(
+        100 * truth.delta_loss.mean(axis=2), indices, degrees_of_freedom=truth.degrees_of_freedom
+    )
     layers = np.arange(len(interval.value))
     return pd.DataFrame({"layer": layers, "mean": interval.value, "ci_low": interval.low, "ci_high": interval.high})
 
@@ -94,7 +96,7 @@ def write_figures(
     add(
         "head_ranking",
         "Ranking of the heads",
-        "Heads by mean effect with 95 % BCa intervals"
+        "Heads by mean effect with 95 % intervals"
         + (", and 10 % trimmed means: the two differ where a few pictures own the mean." if trimmed else "."),
         plots.head_ranking(scorecard, effect=effect),
     )

@@ -19,13 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
+from scipy.stats import t as student_t
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 Indices = Callable[[int], NDArray[np.integer]]  # number of pictures -> the bootstrap matrix [replicate image]
 
 ENOUGH_PICTURES = 128
-INTERVAL_METHODS = ("bca", "percentile")
+TRIMMED = 0.1  # share cut off either end by the trimmed mean
+STUDENT_T = "student_t"
+INTERVAL_METHODS = ("bca", "percentile")  # from resamples
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def weighted_mean(values: Floats, counts: Floats) -> Floats:
         return pivot + (counts @ deviations) / drawn
 
 
-def weighted_trimmed_mean(values: Floats, counts: Floats, proportion: float = 0.1) -> Floats:
+def weighted_trimmed_mean(values: Floats, counts: Floats, proportion: float = TRIMMED) -> Floats:
     """Mean without the lowest and highest `int(proportion · n)` draws, as `scipy.stats.trim_mean`, per row of counts.
 
     In sorted order the draws of one picture take consecutive places; its weight is how many of them are left
@@ -167,6 +170,35 @@ def bca_interval(replicates: Floats, point: Floats, jackknife: Floats, level: fl
     return _quantile(ordered, places[0]), _quantile(ordered, places[1])
 
 
+def kind_for(num_images: int, estimator: str = "mean") -> str:
+    return "student_t"
+
+
+def student_interval(
+    columns: Floats, estimator: str = "mean", level: float = 0.95, degrees_of_freedom: int | None = None
+) -> Interval:
+    """Student's t interval of the mean or the 10 % trimmed mean of each column `[image column]`, NaN left out.
+
+    Of the trimmed mean after Tukey & McLaughlin (1963): the standard error is sqrt(S / (h (h - 1))), where S is the sum
+    of squares of the winsorized values about their mean and h how many values are left, with h - 1 degrees of freedom
+    (unless they are given). A column that rests on a single picture has no interval (NaN).
+    """
+    present, _, deviations = _pivoted(columns)
+    number = present.sum(axis=0)
+    value = ESTIMATORS[estimator](columns, np.ones((1, len(columns))))[0]
+    cut = np.floor((TRIMMED if estimator == "trimmed" else 0.0) * number).astype(np.intp)
+    left = number - 2 * cut
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if cut.any():
+            ordered = np.sort(np.where(present > 0, deviations, np.inf), axis=0)
+            places, last = np.arange(len(number)), np.maximum(number.astype(np.intp) - 1 - cut, 0)
+            deviations = np.clip(deviations, ordered[cut, places], ordered[last, places])
+        centred = np.where(present > 0, deviations - (deviations * present).sum(axis=0) / number, 0.0)
+        error = np.sqrt((centred**2).sum(axis=0) / (left * (left - 1)))
+        half = student_t.ppf((1 + level) / 2, left - 1 if degrees_of_freedom is None else degrees_of_freedom) * error
+    return Interval(value, value - half, value + half)
+
+
 def bootstrap_interval(
     statistic: Statistic, indices: NDArray[np.integer], *, method: str = "bca", level: float = 0.95
 ) -> Interval:
@@ -194,22 +226,36 @@ def interval_over_images(
     indices: NDArray[np.integer],
     *,
     estimator: str = "mean",
-    method: str = "bca",
+    method: str | None = None,
     level: float = 0.95,
+    degrees_of_freedom: int | None = None,
+    bounds: tuple[float | Floats, float | Floats] = (-np.inf, np.inf),
 ) -> Interval:
-    """Interval of the mean or the 10 % trimmed mean over pictures: `[image ...] -> [...]` for value, low and high."""
+    """Interval of the mean or the 10 % trimmed mean over pictures: `[image ...] -> [...]` for value, low and high.
+
+    `method` is "student_t", "bca" or "percentile" (these two from the resamples `indices`); None: `kind_for` the number
+    of pictures. `degrees_of_freedom` for Student's t where fewer pictures were measured than there are values. `bounds`:
+    the range of what is averaged, one for all columns or `[column]`; limits are held within it.
+    """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if np.ndim(values) < 1 or len(values) != np.asarray(indices).shape[-1]:
         raise ValueError(
             f"interval: expected values of {np.asarray(indices).shape[-1]} images, got shape {list(np.shape(values))}"
         )
+    kind = kind_for(len(values), estimator) if method is None else method
+    if kind not in (STUDENT_T, *INTERVAL_METHODS):
+        raise ValueError(f"interval: expected one of {STUDENT_T}, {', '.join(INTERVAL_METHODS)}, got {kind!r}")
     shape = values.shape[1:]
     columns = values.reshape(len(values), -1).astype(np.float64)
-    result = bootstrap_interval(
-        lambda counts: ESTIMATORS[estimator](columns, counts), indices, method=method, level=level
-    )
-    return Interval(result.value.reshape(shape), result.low.reshape(shape), result.high.reshape(shape))
+    if kind == STUDENT_T:
+        result = student_interval(columns, estimator, level, degrees_of_freedom)
+    else:
+        result = bootstrap_interval(
+            lambda counts: ESTIMATORS[estimator](columns, counts), indices, method=kind, level=level
+        )
+    low, high = np.clip([result.low, result.high], *bounds)
+    return Interval(result.value.reshape(shape), low.reshape(shape), high.reshape(shape))
 
 
 def indicative(num_images: int) -> str:

@@ -1,7 +1,8 @@
 """The figures of the league table, the truths and the checks: which ones, from which tables, with which captions.
 
 Takes the tables of a run by name; gives (name, title, caption, figure) of those that can be drawn. Draws nothing itself
-(:mod:`analysis.league_plots`, :mod:`analysis.check_plots`, :mod:`analysis.knockout_plots`).
+(:mod:`analysis.league_plots`, :mod:`analysis.check_plots`, :mod:`analysis.knockout_plots`,
+:mod:`analysis.tail_plots`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import check_plots, knockout_plots, league_plots
+from analysis import check_plots, knockout_plots, league_plots, tail_plots
 from analysis.artists import figure_of
 from analysis.intervals import indicative
 
@@ -64,8 +65,26 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "removal_curves",
             "Removing heads in each method's order",
             "Mean rise of the loss when heads leave one after the other, most important first and least important "
-            "first. A good order rises early on the left and late on the right." + of("curves"),
+            "first. A good order rises early on the left and late on the right; grey: nine tenths of the random orders."
+            + of("curves"),
             check_plots.removal_curves(tables["curves"]),
+        )
+        yield (
+            "area_gaps",
+            "Which orders of removal are better than chance",
+            "Area under the curve with the most important heads first less that with the least important first, with "
+            "95 % intervals over pictures; grey: the range of random orders (ticks), each from either end."
+            + of("curves"),
+            tail_plots.area_gaps(tables["curves"]),
+        )
+    if has("redundancy"):
+        yield (
+            "redundancy",
+            "Heads that do more, or less, harm together",
+            "Pairs of the heads that matter most: effect of removing both less what it would be if their outputs added "
+            "up, with 95 % intervals. In colour: the interval excludes 0 and q < 0.05 (Wilcoxon, Benjamini-Hochberg), "
+            "either way." + of("redundancy"),
+            tail_plots.pairs_beyond_adding_up(tables["redundancy"]),
         )
     if has("joint_removal"):
         yield (

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import bootstrap_interval, index_counts, weighted_mean, weighted_ratio
+from analysis.intervals import bootstrap_interval, index_counts, interval_over_images, weighted_mean, weighted_ratio
 from analysis.localization import (
     METRICS,
     adjusted_for_chance,
@@ -57,7 +57,8 @@ def localization_table(
     bootstrap. `extra_masks` adds regions that labels cannot name (edges, corners, sinks). `value` is the mean
     over the pictures that contain the region (for `iou_quantile` the ratio of sums), `n` their number,
     `chance` the same of the exact chance level, `adjusted` the rescaled value (NaN for lift, which has no
-    upper end), `ci_*` the 95 % BCa interval of `value`. `p` and `q_value` stand at `mass` and `lift`: the
+    upper end), `ci_*` the 95 % interval of `value` (`analysis.intervals.kind_for`, held to the metric's range; of
+    the quantile IoU, a ratio, BCa). `p` and `q_value` stand at `mass` and `lift`: the
     permutation test of the mass, and Benjamini-Hochberg over heads x regions, of the regions in `concepts`
     only where it is given. A region whose position is fixed has neither. Some heads at a time are in memory.
     """
@@ -121,7 +122,7 @@ def _intervals(values: Floats, chance: Floats, indices: NDArray[np.integer]) -> 
         if metric == "iou_quantile":
             found = bootstrap_interval(partial(weighted_ratio, columns, unions), indices)
         else:
-            found = bootstrap_interval(partial(weighted_mean, columns), indices)
+            found = interval_over_images(columns, indices, bounds=(0.0, np.inf if metric == "lift" else 1.0))
         blank = np.full(len(by_chance), np.nan)
         adjusted = blank if metric == "lift" else adjusted_for_chance(found.value, by_chance)
         count = np.isfinite(columns).sum(axis=0)

@@ -93,7 +93,7 @@ def pixel_localization_table(
 
     `maps` of each method `[image row col]` on the pixels of `coverage [image region row col]` or on `grid`;
     `indices [replicate image]` the shared bootstrap. `value`, `chance` and `n` are over the pictures that
-    contain the region, `ci_*` is the 95 % BCa interval of `value`, `adjusted` is NaN for lift, `ceiling`
+    contain the region, `ci_*` is the 95 % interval of `value`, `adjusted` is NaN for lift, `ceiling`
     (mean over the same pictures) stands at `iou` alone.
     """
     if not maps or not regions:
@@ -117,7 +117,9 @@ def pixel_localization_table(
         blocks.append((values, chances, np.stack([iou_ceiling(mask, grid) for mask in masks.values()], axis=1)))
     value, chance, ceiling = (np.concatenate(part) for part in zip(*blocks, strict=True))
     columns = value.reshape(num_images, -1)
-    found = bootstrap_interval(partial(weighted_mean, columns), indices)
+    is_lift = np.array(PIXEL_METRICS) == "lift"
+    highest = np.broadcast_to(np.where(is_lift, np.inf, 1.0), value.shape[1:]).ravel()
+    found = interval_over_images(columns, indices, bounds=(0.0, highest))
     ones = np.ones((1, num_images))
     mean_chance = weighted_mean(chance.reshape(num_images, -1), ones)[0]
     method, region, metric = (part.ravel() for part in np.indices(value.shape[1:]))

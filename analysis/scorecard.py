@@ -52,6 +52,12 @@ class Truth:
         """Whether the effects are estimates."""
         return self.is_swept is not None
 
+    @property
+    def degrees_of_freedom(self) -> int | None:
+        """Of the interval of an estimated mean effect: pictures swept, less one each for the mean and the slope of the
+        fit (too few for a head swept on all, whose interval is a little wide). None where all were swept."""
+        return None if self.num_swept is None else self.num_swept - 2
+
 
 def effect_column(scorecard: pd.DataFrame) -> str:
     """The column of a scorecard with the mean effects, ``ablation_<kind>_var_pct``. ValueError where there is none."""
@@ -118,7 +124,8 @@ def _effect_columns(
     truth: Truth, target_names: tuple[str, ...], target_units: tuple[str, ...], indices: NDArray[np.integer]
 ) -> dict[str, NDArray]:
     prefix, effect = truth.name, 100 * truth.delta_loss
-    columns: dict[str, NDArray] = _with_interval(f"{prefix}_var_pct", interval_over_images(effect, indices))
+    interval = interval_over_images(effect, indices, degrees_of_freedom=truth.degrees_of_freedom)
+    columns: dict[str, NDArray] = _with_interval(f"{prefix}_var_pct", interval)
     if not truth.is_estimated:
         columns[f"{prefix}_var_pct_trimmed"] = interval_over_images(effect, indices, estimator="trimmed").value.ravel()
     columns |= _with_interval(f"{prefix}_mse_pct", _relative_to_intact(truth, indices))

@@ -51,7 +51,7 @@ OF_HEADS = ("spearman", "spearman_within_layers", "top_10")
 
 
 def layers_table(runs: Sequence[Run], indices: NDArray[np.integer]) -> pd.DataFrame:
-    """``layers_by_seed``: effect of a layer's heads, averaged in each picture, then over pictures; BCa intervals.
+    """``layers_by_seed``: effect of a layer's heads, averaged in each picture, then over pictures.
 
     The trimmed mean leaves out pictures by the mean effect of the layer's heads.
     """

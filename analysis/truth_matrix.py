@@ -28,7 +28,8 @@ from analysis.intervals import Indices, centred_interval
 
 COLUMNS = ("truth_a", "truth_b", "estimator", "statistic", "value", "ci_low", "ci_high", "n")
 PAIR_STATISTICS = ("spearman", "spearman_within_layers", "top_10")
-SELF_STATISTICS = ("spearman_split_half", "spearman_brown")
+SELF_STATISTICS = ("spearman_split_half", "spearman_brown", "pictures_for_reliability_0_9")
+ENOUGH = 0.9  # the reliability that the last of these asks for
 _95_PERCENT = 1.959963984540054  # standard errors on either side
 _JACKKNIFE_HALVES = 40
 _JACKKNIFE_BLOCKS = 256  # more pictures than this are left out some at a time
@@ -54,7 +55,9 @@ def truth_table(
     the formula of Spearman and Brown (1910) makes of all n (from -1 to 1). The interval of the first is value ± 1.96
     jackknife standard errors over pictures (from the first 40 of the halves, which suffice; in simulated heavy-tailed
     effects it held the true value in 95 to 98 %), of the second the formula at those ends: a bootstrap would draw the
-    same picture into both halves. NaN where there are fewer than 4 pictures.
+    same picture into both halves. NaN where there are fewer than 4 pictures. `pictures_for_reliability_0_9`: how many
+    pictures a reliability of 0.9 takes by the same formula, with the limits that it makes of the first one's; NaN where
+    halves do not agree at all (r ≤ 0), so that no number is known to suffice.
 
     ValueError for no truths, other shapes of heads, fewer than 2 pictures, non-finite effects.
     """
@@ -66,7 +69,8 @@ def truth_table(
         for place, first in enumerate(names):
             own = len(truths[first])
             split = _split_half(truths[first], estimator, num_halves, seed)
-            for statistic, numbers in zip(SELF_STATISTICS, (split, _spearman_brown(split)), strict=True):
+            of_all = (split, _spearman_brown(split), pictures_needed(split, own))
+            for statistic, numbers in zip(SELF_STATISTICS, of_all, strict=True):
                 records.append((first, first, estimator, statistic, *numbers, own))
             for second in names[place + 1 :]:
                 shared = min(own, len(truths[second]))
@@ -113,6 +117,14 @@ def _mean_rho(truth: NDArray[np.floating], first: Floats, second: Floats, estima
 def _spearman_brown(numbers: tuple[float, float, float]) -> tuple[float, ...]:
     """2r/(1+r), which falls below -1 (and to minus infinity) for r < -1/3: cut off there."""
     return tuple(2 * r / (1 + r) if not r < -1 / 3 else -1.0 for r in numbers)
+
+
+def pictures_needed(split_half: tuple[float, float, float], num_images: int) -> tuple[float, ...]:
+    """How many pictures reach a reliability of 0.9, from that of half of `num_images` and its limits (Spearman–Brown:
+    reliability r of n/2 pictures becomes kr/(1+(k−1)r) with k times as many). The limits change places."""
+    value, low, high = split_half
+    factor = ENOUGH / (1 - ENOUGH)
+    return tuple(num_images / 2 * factor * (1 - r) / r if r > 0 else np.nan for r in (value, high, low))
 
 
 def _check(truths: Mapping[str, NDArray[np.floating]]) -> None:

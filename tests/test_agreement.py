@@ -109,6 +109,21 @@ def test_rows_with_and_without_ties_do_not_disturb_each_other():
             np.testing.assert_allclose(value[row], alone[name][0], rtol=1e-13)
 
 
+def test_a_tenth_of_the_heads_is_rounded_up():
+    """Two of eleven, not one: the first places differ, the first two are shared."""
+    a = np.arange(11.0)[::-1]
+    b = a.copy()
+    b[[0, 1]] = b[[1, 0]]
+    found = ag.statistics(_one(a), _one(b))
+    assert found["top_10pct"][0] == 1.0
+    b = a.copy()
+    b[[1, 2]] = b[[2, 1]]  # of the first two one is shared
+    assert ag.statistics(_one(a), _one(b))["top_10pct"][0] == 0.5
+    ten = np.arange(10.0)[::-1]
+    swapped = ten[[1, 0, *range(2, 10)]]
+    assert ag.statistics(_one(ten), _one(swapped))["top_10pct"][0] == 0.0  # one of ten
+
+
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.float64, (1, 3, 5), elements=st.integers(-20, 20), unique=True), st.integers(0, 2**32 - 1))
 def test_perfect_reversed_and_renamed(scores, seed):

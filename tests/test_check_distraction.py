@@ -175,6 +175,7 @@ def test_redundancy_by_whole_passes(opened, source, batch, truth):
         assert row["beyond_var_pct"] == pytest.approx((interaction - additive).mean(), abs=1e-8)
         assert row["p"] == pytest.approx(wilcoxon(interaction - additive).pvalue, rel=1e-6)
         assert row["is_backup"] == (row["beyond_ci_low"] > 0 and row["q_value"] < 0.05)
+        assert row["is_shared"] == (row["beyond_ci_high"] < 0 and row["q_value"] < 0.05)
 
 
 def test_additive_heads_are_no_backups():
@@ -198,6 +199,26 @@ def test_additive_heads_are_no_backups():
     found = redundancy.table(replace(evidence, read=lambda _: {"residuals": stand_in}))
     first = found.iloc[0]
     assert first["is_backup"] and (first["head_a"], first["head_b"]) == (2, 0) and found["is_backup"].sum() == 1
+
+
+@pytest.mark.parametrize(("together", "kind"), [(3.0, "is_backup"), (1.0, "is_shared"), (2.0, None)])
+def test_both_tails_of_pairs_are_told(together, kind):
+    """Every head adds 1 to a residual of 1; two together add 3, 1, or 2, which is what adding up makes."""
+    scenarios = redundancy.scenarios_of(ORDERS)
+    jitter = 1 + 0.01 * np.random.default_rng(0).normal(size=(12, 1))
+    moved = [{0: 0.0, 1: 1.0, 2: together}[len(heads)] for heads in scenarios]
+    residuals = np.repeat((jitter * (1 + np.array(moved)))[..., None], 2, axis=2)
+    evidence = Evidence(
+        *(None, None, SETTINGS, {}, {}, None, ORDERS),
+        lambda count: bootstrap_indices(count, 40),
+        lambda _: {"residuals": residuals},
+    )
+    found = redundancy.table(evidence)
+    # ((1 + together)^2 - 1 - 2 · 3 - 2) · 100, times the jitter squared
+    expected = 100 * ((1 + together) ** 2 - 9) * (jitter**2).mean()
+    np.testing.assert_allclose(found["beyond_var_pct"], expected, atol=1e-9)
+    for name in ("is_backup", "is_shared"):
+        assert found[name].all() if name == kind else not found[name].any()
 
 
 @pytest.mark.parametrize("check", [distraction, patching, necessity])

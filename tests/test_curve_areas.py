@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,34 @@ def test_orders_refuse_in_one_line():
             call()
 
 
+def test_random_orders_are_even_and_hang_on_the_seed():
+    heads = [(layer, head) for layer in range(2) for head in range(3)]
+    orders = ca.random_orders(heads, 0, number=600)
+    assert list(orders)[:2] == ["random_0", "random_1"] and all(sorted(order) == heads for order in orders.values())
+    first = Counter(order[0] for order in orders.values())
+    assert set(first) == set(heads) and stats.chisquare([*first.values()]).pvalue > 1e-3
+    assert ca.random_orders(heads, 0, 3) == {name: orders[name] for name in list(orders)[:3]}
+    assert ca.random_orders(heads, 1, 3) != ca.random_orders(heads, 0, 3)
+    assert [ca.is_random_order(name) for name in ("random_0", "random_19", "random", "random_gate")] == [
+        *(True, True, False, False)
+    ]
+
+
+def test_a_gap_is_told_beside_those_of_random_orders_and_of_these_from_their_end():
+    gaps = {"best": 9.0, "middle": 1.5, "worst": -4.0, "random_0": 5.0, "random_1": -3.0, "random_2": 1.0}
+    table = pd.DataFrame(
+        [(name, order, gap) for name, gap in gaps.items() for order in ca.ORDERS],
+        columns=["method", "order", "area_gap"],
+    )
+    found = ca.above_random(table, ["random_0", "random_1", "random_2"]).groupby("method")["above_random"].unique()
+    # The null: -5, -3, -1, 1, 3, 5.
+    assert found.drop(["random_0", "random_1", "random_2"]).map(list).to_dict() == {
+        "best": [1.0], "middle": [4 / 6], "worst": [1 / 6],
+    }  # fmt: skip
+    assert all(np.isnan(found[name]).all() for name in ("random_0", "random_1", "random_2"))
+    assert ca.above_random(table[:6], [])["above_random"].isna().all()
+
+
 @pytest.fixture(scope="module")
 def study():
     rng = np.random.default_rng(0)
@@ -87,10 +116,9 @@ def test_curves_are_tidy(study):
     assert ca.curve_table({}, counts, indices).empty
 
 
-def bca(values):
-    """Interval of a mean by scipy, which draws the same pictures from the same seed."""
-    return stats.bootstrap((values,), np.mean, n_resamples=300, vectorized=True, rng=np.random.default_rng(4),
-                           method="BCa").confidence_interval  # fmt: skip
+def student(values):
+    """Interval of a mean by scipy."""
+    return stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -101,16 +129,16 @@ def test_rises_areas_and_gaps_are_means_over_pictures(study, name):
         rows = table[(table["method"] == name) & (table["order"] == order)]
         rises = 100 * (losses[name][order] - losses[name][order][0])
         np.testing.assert_allclose(rows["loss_rise_var_pct"], rises.mean(axis=1))
-        np.testing.assert_allclose(rows[["ci_low", "ci_high"]].iloc[3], bca(rises[3]), rtol=1e-9)
+        np.testing.assert_allclose(rows[["ci_low", "ci_high"]].iloc[3], student(rises[3]), rtol=1e-9)
         areas[order] = np.array([trapezoid(picture, np.array(counts) / 10) for picture in rises.T])
         np.testing.assert_allclose(rows["area"], trapezoid(rows["loss_rise_var_pct"], rows["removed"] / 10))
         np.testing.assert_allclose(rows["area"], areas[order].mean())
         for row in rows[["area_ci_low", "area_ci_high"]].to_numpy():
-            np.testing.assert_allclose(row, bca(areas[order]), rtol=1e-9)
+            np.testing.assert_allclose(row, student(areas[order]), rtol=1e-9)
     gap = areas["most_first"] - areas["least_first"]
     rows = table[table["method"] == name]
     np.testing.assert_allclose(rows["area_gap"], gap.mean())
-    np.testing.assert_allclose(rows[["area_gap_ci_low", "area_gap_ci_high"]].iloc[0], bca(gap), rtol=1e-9)
+    np.testing.assert_allclose(rows[["area_gap_ci_low", "area_gap_ci_high"]].iloc[0], student(gap), rtol=1e-9)
 
 
 def test_of_all_orders_that_of_additive_effects_has_the_largest_gap():

@@ -1,4 +1,6 @@
-"""Bootstrap by counts against scipy's, and against a loop over resamples."""
+"""Intervals against scipy's, the bootstrap also against a loop over resamples; the kind in use against its trials."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,11 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from analysis import intervals as iv
+from analysis.interval_coverage import NAME, best_kinds
+from analysis.tables import read_table
+
+METHODS = (iv.STUDENT_T, *iv.INTERVAL_METHODS)
+TRIALS = Path(__file__).resolve().parents[1] / "results" / "estimate" / NAME
 
 
 def _skewed(num_images: int, num_columns: int, seed: int) -> np.ndarray:
@@ -31,11 +38,61 @@ def test_intervals_equal_scipy_on_the_same_resamples(statistic, method):
 def test_levels_equal_scipy():
     values = _skewed(20, 2, seed=1)
     for level in (0.5, 0.9, 0.99):
-        found = iv.interval_over_images(values, iv.bootstrap_indices(20, 500, seed=2), level=level)
+        found = iv.interval_over_images(values, iv.bootstrap_indices(20, 500, seed=2), level=level, method="bca")
         expected = stats.bootstrap(
             (values,), np.mean, n_resamples=500, confidence_level=level, axis=0, rng=np.random.default_rng(2)
         ).confidence_interval
         np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], rtol=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+def test_student_t_equals_scipys(level):
+    values = _skewed(23, 3, seed=8)
+    values[[0, 7, 8, 20], 1] = np.nan
+    indices = iv.bootstrap_indices(23, 10)
+    found = iv.interval_over_images(values, indices, method="student_t", level=level)
+    expected = stats.ttest_1samp(values, 0.0, nan_policy="omit").confidence_interval(level)
+    np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], rtol=1e-10)
+    # Of the trimmed mean: Yuen's test against zeros, which have no spread and take no degree of freedom.
+    trimmed = iv.interval_over_images(values, indices, estimator="trimmed", method="student_t", level=level)
+    for column in range(3):
+        kept = values[~np.isnan(values[:, column]), column]
+        yuen = stats.ttest_ind(kept, np.zeros(len(kept)), equal_var=False, trim=0.1).confidence_interval(level)
+        assert trimmed.value[column] == pytest.approx(stats.trim_mean(kept, 0.1))
+        np.testing.assert_allclose([trimmed.low[column], trimmed.high[column]], [yuen.low, yuen.high], rtol=1e-10)
+
+
+def test_degrees_of_freedom_can_be_given():
+    values = _skewed(24, 2, seed=9)
+    found = iv.interval_over_images(values, iv.bootstrap_indices(24, 10), method="student_t", degrees_of_freedom=6)
+    half = 2.4469118511449692 * values.std(axis=0, ddof=1) / np.sqrt(24)
+    np.testing.assert_allclose(found.high - found.value, half, rtol=1e-12)
+
+
+def test_limits_stay_within_the_range_of_what_is_averaged():
+    values = np.array([[0.0, 0.9], [0.0, 1.0], [0.1, 1.0], [0.0, 1.0]])
+    free, held = (
+        iv.interval_over_images(values, iv.bootstrap_indices(4, 10), method="student_t", bounds=bounds)
+        for bounds in ((-np.inf, np.inf), (0.0, np.array([np.inf, 1.0])))
+    )
+    assert (free.low[0] < 0, free.high[1] > 1) == (True, True)
+    assert (held.low[0], held.high[1]) == (0.0, 1.0)
+    assert (held.high[0], held.low[1]) == (free.high[0], free.low[1])
+
+
+def test_the_kind_in_use_is_the_one_that_covers_best_in_the_trials():
+    """`kind_for` against the committed table, which `analysis.interval_coverage` makes."""
+    table = read_table(TRIALS)
+    best = best_kinds(table, "estimate")
+    assert set(best.index) == {(name, size) for name in ("mean", "trimmed") for size in (16, 64, 128, 512)}
+    for (estimator, size), kind in best.items():
+        assert iv.kind_for(size, estimator) == kind
+    values = _skewed(16, 2, seed=10)
+    indices = iv.bootstrap_indices(16, 50)
+    for estimator in iv.ESTIMATORS:
+        found = iv.interval_over_images(values, indices, estimator=estimator)
+        same = iv.interval_over_images(values, indices, estimator=estimator, method=iv.kind_for(16, estimator))
+        np.testing.assert_array_equal([found.low, found.high], [same.low, same.high])
 
 
 @settings(max_examples=50, deadline=None)
@@ -72,30 +129,36 @@ def test_replicates_that_drew_no_picture_with_the_region_are_left_out():
     np.testing.assert_allclose([low[0], high[0]], np.percentile([2.0, 1.5, 3.0], [25, 75]))
 
 
-def test_one_picture_has_a_value_and_no_interval():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("estimator", iv.ESTIMATORS)
+def test_one_picture_has_a_value_and_no_interval(estimator, method):
+    """By percentiles, too, where every resample that drew the picture says the same."""
     values = np.array([[np.nan, 1.0], [2.0, 2.0], [np.nan, 4.0]])
-    for estimator in iv.ESTIMATORS:
-        found = iv.interval_over_images(values, iv.bootstrap_indices(3, 100, seed=0), estimator=estimator)
+    indices = iv.bootstrap_indices(3, 100, seed=0)
+    for level in (0.9, 0.95):
+        found = iv.interval_over_images(values, indices, estimator=estimator, method=method, level=level)
         assert found.value[0] == 2.0 and np.isnan(found.low[0]) and np.isnan(found.high[0])
         assert found.low[1] < found.value[1] < found.high[1]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(-1e6, 1e6), st.integers(2, 40))
-def test_a_constant_column_is_that_constant_to_the_last_bit(constant, num_images):
+@given(st.floats(-1e6, 1e6), st.integers(2, 40), st.sampled_from(METHODS))
+def test_a_constant_column_is_that_constant_to_the_last_bit(constant, num_images, method):
     values = np.full((num_images, 3), constant)
+    indices = iv.bootstrap_indices(num_images, 50, seed=0)
     for estimator in iv.ESTIMATORS:
-        found = iv.interval_over_images(values, iv.bootstrap_indices(num_images, 50, seed=0), estimator=estimator)
+        found = iv.interval_over_images(values, indices, estimator=estimator, method=method)
         for part in (found.value, found.low, found.high):
             assert (part == constant).all()
 
 
 @settings(max_examples=40, deadline=None)
-@given(hnp.arrays(np.float64, (15, 2), elements=st.floats(-100, 100)), st.floats(0.1, 10), st.floats(-50, 50))
-def test_limits_follow_scale_and_shift(values, scale, shift):
+@given(hnp.arrays(np.float64, (15, 2), elements=st.floats(-100, 100)), st.floats(0.1, 10), st.floats(-50, 50),
+       st.sampled_from(METHODS))  # fmt: skip
+def test_limits_follow_scale_and_shift(values, scale, shift, method):
     values = values + np.linspace(0, 1, 15)[:, None]
     indices = iv.bootstrap_indices(15, 100, seed=1)
-    found, moved = (iv.interval_over_images(v, indices) for v in (values, scale * values + shift))
+    found, moved = (iv.interval_over_images(v, indices, method=method) for v in (values, scale * values + shift))
     assert (found.low <= found.high).all()
     np.testing.assert_allclose(moved.low, scale * found.low + shift, atol=1e-8)
     np.testing.assert_allclose(moved.high, scale * found.high + shift, atol=1e-8)

@@ -1,5 +1,7 @@
 """The checks of a run: which are asked for, in which order heads leave, and removal curves against single passes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tiny_models import tiny_batch, tiny_model
 from analysis.checks import curves, trials
 from analysis.checks.evidence import Evidence
 from analysis.checks.trials import CHECKS, check_passes, chosen_checks, looking_orders, orders_of
-from analysis.curve_areas import removal_counts
+from analysis.curve_areas import random_orders, removal_counts
 from analysis.intervals import bootstrap_indices
 from analysis.localization import lift
 from analysis.models import OpenedModel
@@ -68,19 +70,25 @@ def test_curves_are_the_losses_without_the_heads(opened):
     orders = {name: tuple(heads[place] for place in rng.permutation(6)) for name in ("one", "other")}
     source = PictureSource(4, None, {})
     settings = CompareSettings(num_pictures=4, bootstrap_replicates=50, methods=("gate_ixg",))
-    [one] = curves.passes(opened, source, settings, {}, orders)
+    one, null = curves.passes(opened, source, settings, {}, orders)
     arrays = one.compute(batch, [], 3)[curves.NAME]
+    random = null.compute(batch, [], 3)[curves.RANDOM]
+    drawn = random_orders(heads, seed=0)
+    assert len(drawn) == 20 and len(set(drawn.values())) > 15
+    assert all(sorted(order) == heads for order in drawn.values())
+    assert random["losses"].shape == (4, len(curves.random_sets(orders, 0)))
     sets = curves.head_sets(orders)
     assert len(sets) == len(set(sets)) and () in sets and tuple(heads) in sets
     assert arrays["losses"].shape == (4, len(sets))
     indices = lambda count: bootstrap_indices(count, 50, seed=0)  # noqa: E731
     evidence = Evidence(
-        opened, source, settings, {}, {}, None, orders, indices, lambda name: {curves.NAME: arrays}[name]
+        opened, source, settings, {}, {}, None, orders, indices, lambda name: {curves.NAME: arrays, curves.RANDOM: random}[name]
     )
     table = curves.table(evidence)
     intact = loss_per_image(model(batch.pixel_values), batch.labels)
     assert removal_counts(6) == (0, 1, 2, 4, 6)
-    for name, order in orders.items():
+    assert list(dict.fromkeys(table["method"])) == [*orders, *drawn]
+    for name, order in (orders | {name: drawn[name] for name in ("random_0", "random_19")}).items():
         for end, leaving in (("most_first", order), ("least_first", order[::-1])):
             for count in (0, 1, 2, 4, 6):
                 gates = torch.ones(3, 2, dtype=torch.float64)
@@ -93,6 +101,11 @@ def test_curves_are_the_losses_without_the_heads(opened):
                 assert row["n"].item() == 4
     another = curves.passes(opened, source, settings, {}, {"one": orders["one"][::-1]})[0]
     assert another.depends_on != one.depends_on
+    # The null hangs on the seed and on no method.
+    other_null = curves.passes(opened, source, settings, {}, {"one": orders["one"][::-1]})[1]
+    assert other_null.depends_on == null.depends_on and other_null.rows == null.rows == one.rows
+    seeded = curves.passes(opened, source, replace(settings, seed=1), {}, orders)[1]
+    assert seeded.depends_on != null.depends_on
 
 
 def test_costs_are_known_before_the_orders_are(opened, monkeypatch):

@@ -120,6 +120,29 @@ def test_spearman_brown_predicts_parallel_measurements_and_is_cut_off_below():
     assert np.isnan(tm._spearman_brown((np.nan, 0.0, 0.0))[0])
 
 
+def test_pictures_needed_reach_the_reliability_they_are_for():
+    def reliability(r, pictures, num_images):
+        times = pictures / (num_images / 2)
+        return times * r / (1 + (times - 1) * r)
+
+    value, low, high = tm.pictures_needed((0.4916706862177632, 0.19, 0.79), 16)
+    assert value == pytest.approx(74.4, abs=0.05) and low < value < high
+    for r, pictures in ((0.4916706862177632, value), (0.79, low), (0.19, high)):
+        assert reliability(r, pictures, 16) == pytest.approx(0.9)
+    assert tm.pictures_needed((0.9, 0.9, 0.9), 40)[0] == pytest.approx(20)
+    found = tm.pictures_needed((0.2, -0.1, 0.5), 10)
+    assert found[0] == pytest.approx(5 * 36) and found[1] == pytest.approx(45) and np.isnan(found[2])
+
+
+@pytest.mark.parametrize("name", ["zero", "shapley"])
+def test_the_table_says_how_many_pictures_a_truth_needs(truths, table, name):
+    split, needed = (row_of(table, name, name, "mean", one) for one in (tm.SELF_STATISTICS[0], tm.SELF_STATISTICS[2]))
+    n = len(truths[name])
+    for key, other in (("value", "value"), ("ci_low", "ci_high"), ("ci_high", "ci_low")):
+        r = split[other]
+        np.testing.assert_allclose(needed[key], n / 2 * 9 * (1 - r) / r if r > 0 else np.nan, rtol=1e-9)
+
+
 def test_interval_of_the_split_half_holds_the_true_reliability():
     rng = np.random.default_rng(2)
     effect = rng.exponential(size=(6, 6))

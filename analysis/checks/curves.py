@@ -1,7 +1,8 @@
 """Removal curves: what the loss becomes when heads leave one after the other, in the order a method gives them.
 
 Takes the orders of heads; gives a pass that removes the first so many of them, most important first and least important
-first, and the table of its losses. Head sets that several orders share are computed once.
+first, and the table of its losses. Head sets that several orders share are computed once. A second pass does the same
+in random orders, the null of the curves; it hangs on no method, so that another method leaves it as it is.
 
 Orders come from all pictures a method has scores for, the pictures of the curves among them; the order of a truth is
 in part fitted to them, and is a bound rather than a contender.
@@ -16,9 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
-from analysis.curve_areas import curve_table, removal_counts
+from analysis.curve_areas import above_random, curve_table, random_orders, removal_counts
 from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows
 from analysis.pictures import PictureSource
@@ -30,6 +32,7 @@ from attribution.sweep import predictions_without
 from attribution.vit import head_layout, loss_per_image
 
 NAME = "check_curves"
+RANDOM = "check_curves_random"
 ENDS = ("most_first", "least_first")
 
 
@@ -40,33 +43,56 @@ def passes(
     methods: Mapping[str, Method],
     orders: Orders,
 ) -> list[Pass]:
-    """One pass: the loss of the first pictures without each set of heads, ``losses`` [image set] (`head_sets`)."""
+    """The loss of the first pictures without each set of heads, ``losses`` [image set]: one pass for the sets of the
+    given orders (`head_sets`), one for those of random orders (`random_sets`)."""
     sets = head_sets(orders)
     digest = hashlib.sha256(json.dumps(sets).encode()).hexdigest()
     layers = head_layout(opened.model).num_layers
     forwards = sum((layers - min((layer for layer, _ in heads), default=0)) / layers for heads in sets)
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
-        predictions, _route = predictions_without(opened.model, batch.pixel_values, sets, batch_size=batch_size)
-        labels = batch.labels.to("cpu", torch.float64)
-        losses = torch.stack([loss_per_image(scenario, labels) for scenario in predictions], dim=1)
-        return {NAME: {"losses": losses.numpy()}}
+        return {NAME: {"losses": _losses(opened, batch, sets, batch_size)}}
 
     depends_on = {"sets": digest}
     rows = first_rows(settings.curve_pictures, source.count)
-    return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
+    found = [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
+    null = random_sets(orders, settings.seed)
+    return [*found, _random_pass(opened, null, rows)] if null else found
+
+
+def _random_pass(opened: OpenedModel, sets: Sequence[tuple[Head, ...]], rows: tuple[int, ...] | None) -> Pass:
+    layers = head_layout(opened.model).num_layers
+    forwards = sum((layers - min(layer for layer, _ in heads)) / layers for heads in sets)
+
+    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        return {RANDOM: {"losses": _losses(opened, batch, sets, batch_size)}}
+
+    digest = hashlib.sha256(json.dumps(sets).encode()).hexdigest()
+    depends_on = {"sets": digest, "code": code_sha256(("attribution.sweep", "analysis.models"))}
+    return Pass(RANDOM, {RANDOM: depends_on}, compute, forwards, rows=rows)
+
+
+def _losses(
+    opened: OpenedModel, batch: Batch, sets: Sequence[tuple[Head, ...]], batch_size: int
+) -> NDArray[np.float64]:
+    predictions, _route = predictions_without(opened.model, batch.pixel_values, sets, batch_size=batch_size)
+    labels = batch.labels.to("cpu", torch.float64)
+    return torch.stack([loss_per_image(scenario, labels) for scenario in predictions], dim=1).numpy()
 
 
 def table(evidence: Evidence) -> pd.DataFrame:
-    """The curves of every order, with the areas under them (`analysis.curve_areas.curve_table`)."""
-    losses = evidence.read(NAME)["losses"]
-    place = {heads: number for number, heads in enumerate(head_sets(evidence.orders))}
+    """The curves of every order, with the areas under them (`analysis.curve_areas.curve_table`); those of random orders
+    last, as ``random_0``, ``random_1``, ..., and how many of these each order surpasses (`above_random`)."""
+    random, null = _random(evidence.orders, evidence.settings.seed), random_sets(evidence.orders, evidence.settings.seed)
+    losses = np.concatenate([evidence.read(name)["losses"] for name in ((NAME, RANDOM) if null else (NAME,))], axis=1)
+    # A set that is in both is read from the first place, as in a run without the null.
+    place = {heads: number for number, heads in reversed([*enumerate([*head_sets(evidence.orders), *null])])}
     counts = removal_counts(len(next(iter(evidence.orders.values()))))
     curves = {
         name: {end: np.stack([losses[:, place[heads]] for heads in _sets_of(order, end, counts)]) for end in ENDS}
-        for name, order in ranked_orders(evidence.orders).items()
+        for name, order in (ranked_orders(evidence.orders) | random).items()
     }
-    return curve_table(curves, counts, evidence.indices)
+    return above_random(curve_table(curves, counts, evidence.indices), random)
 
 
 def head_sets(orders: Orders) -> list[tuple[Head, ...]]:
@@ -74,6 +100,15 @@ def head_sets(orders: Orders) -> list[tuple[Head, ...]]:
     ranked = ranked_orders(orders).values()
     sets = {heads for order in ranked for end in ENDS for heads in _sets_of(order, end, removal_counts(len(order)))}
     return sorted(sets, key=lambda heads: (len(heads), heads))
+
+
+def random_sets(orders: Orders, seed: int) -> list[tuple[Head, ...]]:
+    """Every set of heads that some random order removes; without none and all, which `head_sets` has."""
+    return [heads for heads in head_sets(_random(orders, seed)) if 0 < len(heads) < len(next(iter(orders.values())))]
+
+
+def _random(orders: Orders, seed: int) -> dict[str, tuple[Head, ...]]:
+    return random_orders(sorted(next(iter(orders.values()))), seed)
 
 
 def ranked_orders(orders: Orders) -> dict[str, tuple[Head, ...]]:

@@ -77,7 +77,7 @@ def table(evidence: Evidence) -> pd.DataFrame:
     """One row a head and item (``level`` head), then one a layer and item (``layer``: the mean of its heads, in each
     picture), then one an item (``slope``: of the layers' differences over depth, per layer, least squares).
 
-    ``difference_var_pct`` [% of the label variance], mean over the n pictures that show the item, paired, with 95 % BCa
+    ``difference_var_pct`` [% of the label variance], mean over the n pictures that show the item, paired, with 95 %
     interval and 10 % trimmed mean; ``with_var_pct`` and ``without_var_pct``: the effects themselves, same pictures.
     """
     if evidence.source.twin is None:

@@ -4,7 +4,8 @@ Takes the order of heads by the truth; gives one pass, which removes the first 2
 table of how far the effect of a pair is from the sum of its parts.
 
 The loss is square: two heads whose shares of the outputs simply add up, a1 and a2, already interact by 2 mean_k a1 a2.
-What goes beyond that is the model's doing: where it is positive, one head stands in for the other while it is there.
+What goes beyond that is the model's doing: where it is positive, one head stands in for the other while it is there;
+where it is negative, the two share in one harm, and the second to leave takes less with it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SIGNIFICANT = 0.05
 COLUMNS = (
     *("layer_a", "head_a", "layer_b", "head_b", "effect_a_var_pct", "effect_b_var_pct", "effect_pair_var_pct"),
     *("interaction_var_pct", "ci_low", "ci_high", "additive_var_pct"),
-    *("beyond_var_pct", "beyond_ci_low", "beyond_ci_high", "p", "q_value", "is_backup", "n"),
+    *("beyond_var_pct", "beyond_ci_low", "beyond_ci_high", "p", "q_value", "is_backup", "is_shared", "n"),
 )
 
 
@@ -73,10 +74,10 @@ def scenarios_of(orders: Orders) -> list[tuple[Head, ...]]:
 def table(evidence: Evidence) -> pd.DataFrame:
     """One row a pair, largest ``beyond_var_pct`` first; % of the label variance, means over n pictures.
 
-    ``interaction_var_pct``: effect of the pair minus both effects, with 95 % BCa interval; ``additive_var_pct``: what
+    ``interaction_var_pct``: effect of the pair minus both effects, with 95 % interval; ``additive_var_pct``: what
     it would be if outputs added up; ``beyond_var_pct``: the rest, with its interval, ``p`` of Wilcoxon's signed-rank
     test over pictures and Benjamini-Hochberg ``q_value`` over pairs. ``is_backup``: beyond is positive, its interval
-    excludes 0 and q < 0.05.
+    excludes 0 and q < 0.05; ``is_shared``: the same below 0.
     """
     residuals = evidence.read(NAME)["residuals"]
     scenarios = scenarios_of(evidence.orders)
@@ -116,6 +117,7 @@ def table(evidence: Evidence) -> pd.DataFrame:
         "p": p,
         "q_value": q,
         "is_backup": (rest.low > 0) & (q < SIGNIFICANT),
+        "is_shared": (rest.high < 0) & (q < SIGNIFICANT),
         "n": len(residuals),
     }
     found = pd.DataFrame(columns)[list(COLUMNS)]
