@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.forecast import plain_forward_seconds
 from analysis.models import OpenedModel, make_batch, with_companions
 from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.passes import Pass
@@ -122,10 +123,13 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
     in work just now. Gives the files written."""
     written: list[Path] = []
     batch: Batch | None = None
+    forward = 0.0
     for one in passes:
         wanted = _missing(one, piece, known)
         if wanted:
-            batch = make_batch(work.opened, work.source.draw(piece.rows)) if batch is None else batch
+            if batch is None:
+                batch = make_batch(work.opened, work.source.draw(piece.rows))
+                forward = plain_forward_seconds(work.opened, batch, work.size)
             missing = [name for name in one.needs if getattr(batch, name) is None]
             batch = with_companions(work.opened, batch, work.source, work.seed, missing) if missing else batch
             start = time.perf_counter()
@@ -140,6 +144,7 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
                 "seconds": (time.perf_counter() - start) / len(wanted),
                 "peak_mb": peak_mb(),
                 "process": work.processes.rank,
+                "forward_seconds": forward,
             }
             written += [store_piece(work.files[name], piece, found[name], record) for name in wanted]
         work.on_progress(one.name, one.forwards * len(piece.rows) * share)

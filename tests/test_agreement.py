@@ -188,7 +188,8 @@ def study():
 def test_table_is_tidy_ordered_and_reproducible(study):
     methods, truths, signed, indices, table = study
     assert list(table.columns) == [
-        "method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross", "noise_ceiling", "n",
+        "method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross",
+        "cross_ci_low", "cross_ci_high", "noise_ceiling", "n",
     ]  # fmt: skip
     keys = []
     for method in methods:
