@@ -61,15 +61,19 @@ def difference_table(
     ValueError where that is so of every truth.
     """
     records: list[tuple[object, ...]] = []
+    has_best = False
     for name, truth in truths.items():
         for pictures, rho_of, judge in (
             (SAME, _over_resamples(scores, truth, indices, estimator), _judge_resamples),
             (DIFFERENT, _over_halves(scores, truth, seed, num_halves, estimator), _judge_left_out),
         ):
             found = _against_the_best(scores, len(truth), controls, rho_of, judge)
+            if found is None:
+                continue
+            has_best = True
             adjusted = holm([row[5] for row in found])
             records += [(name, pictures, *row[:6], p, row[6]) for row, p in zip(found, adjusted, strict=True)]
-    if not records:
+    if not has_best:
         raise ValueError("differences: expected a method on trial whose scores differ between heads, got none")
     return pd.DataFrame(records, columns=list(COLUMNS))
 
@@ -80,8 +84,8 @@ def _against_the_best(
     controls: Collection[str],
     rho_of: Rho,
     judge: Callable[[Floats], tuple[float, float, float]],
-) -> list[tuple[str, str, float, float, float, float, int]]:
-    """Method, best, difference, its limits, p and n for every method but the best; nothing where there is no best."""
+) -> list[tuple[str, str, float, float, float, float, int]] | None:
+    """Method, best, difference, its limits, p and n for every method but the best; None where there is no best."""
     own = {
         name: float(rho_of(name, min(len(found), num_images))[0])
         for name, found in scores.items()
@@ -89,7 +93,7 @@ def _against_the_best(
     }
     known = {name: value for name, value in own.items() if np.isfinite(value)}
     if not known:
-        return []
+        return None
     best = max(known, key=lambda name: known[name])
     rows = []
     for name in scores:

@@ -170,9 +170,9 @@ def methods_table(
     timings: Mapping[str, Mapping[str, float]],
     completeness: Mapping[str, float],
 ) -> pd.DataFrame:
-    """One row a method: what it is and what it costs per picture, in passes as counted and in forward passes as measured
-    (``forwards_measured``: its seconds over those of a plain forward pass of the same pictures). What is measured
-    differs between runs; nothing else does."""
+    """One row a method: what it is and what it costs per picture, in passes as counted and in forward passes as
+    measured (``forwards_measured``: its seconds over those of a plain forward pass of the same pictures). What is
+    measured differs between runs; nothing else does."""
     rows = []
     for name, method in methods.items():
         forwards, backwards = cost(method, settings, num_layers=num_layers, num_targets=num_targets)
