@@ -11,7 +11,8 @@ What is compared with what, for a method of cost c on n pictures when a swept pi
 - `spearman_cross`: the same m pictures, and the truth on the n − m others. It is generous to the control where it is
   put beside `value_cross`, in which a method has run on half of the pictures and is judged on the other half alone.
 - `spearman_matched` stands beside `value_cross`: half of the pictures, thus half of the budget, ⌊c·⌊n/2⌋/s⌋ swept
-  pictures drawn from one half, and the truth on the other half.
+  pictures drawn from one half, and the truth on the other half. The price test is this comparison alone
+  (`beats_ablation`): neither the method nor the sweep has seen the pictures it is judged on.
 """
 
 from __future__ import annotations
@@ -80,6 +81,15 @@ def ablation_at_cost_table(
         numbers = (budget, paid, cross.mean(), same.mean(), low, high, paid > half, matched, apart.mean(), n)
         records.append((name, *numbers))
     return pd.DataFrame(records, columns=list(COLUMNS))
+
+
+def beats_ablation(value_cross: pd.Series, spearman_matched: pd.Series) -> pd.Series:
+    """The price test: does a method agree better with the truth of the other half than ablation at its price does?
+
+    True or False; NaN where either is unknown (a price that does not pay for a picture of the half, a control).
+    """
+    known = value_cross.notna() & spearman_matched.notna()
+    return (value_cross > spearman_matched).astype(object).where(known, np.nan)
 
 
 def pictures_paid(budget: float, sweep_forwards: float) -> int:

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from analysis.intervals import ESTIMATORS, centred_interval, index_counts
+from analysis.jackknife import LEAST_PICTURES, halves_left_out, jackknife_interval, mean_over_halves
 
 Floats = NDArray[np.float64]
 
 COLUMNS = (
     *("method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high"),
-    *("value_cross", "noise_ceiling", "n"),
+    *("value_cross", "cross_ci_low", "cross_ci_high", "noise_ceiling", "n"),
 )
 OVERLAPS = ("top_5", "top_10", "top_10pct", "rbo")
 _PAIRS_AT_ONCE = 4_000_000
@@ -136,18 +137,26 @@ def rank_biased_overlap(a: Ranking, b: Ranking, p: float = 0.9) -> Floats:
     return _constant_as_nan(a, b, result + p ** len(depth))
 
 
-def statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
-    """Every statistic of agreement, name -> `[row]`. Top-k has k = 5, 10 (or all heads, if fewer) and ⌈10 %⌉."""
-    num_heads = a.above.shape[1]
+def rank_correlations(a: Ranking, b: Ranking) -> dict[str, Floats]:
+    """The statistics of agreement that are Spearman's ρ, name -> `[row]`."""
     return {
         "spearman": spearman(a, b),
+        "spearman_within_layers": spearman_within_layers(a, b),
+        "spearman_layer_means_removed": spearman_layer_means_removed(a, b),
+    }
+
+
+def statistics(a: Ranking, b: Ranking) -> dict[str, Floats]:
+    """Every statistic of agreement, name -> `[row]`. Top-k has k = 5, 10 (or all heads, if fewer) and ⌈10 %⌉."""
+    num_heads, correlations = a.above.shape[1], rank_correlations(a, b)
+    return {
+        "spearman": correlations["spearman"],
         "kendall": kendall(a, b),
         "top_5": top_overlap(a, b, min(5, num_heads)),
         "top_10": top_overlap(a, b, min(10, num_heads)),
         "top_10pct": top_overlap(a, b, ceil(num_heads / 10)),
         "rbo": rank_biased_overlap(a, b),
-        "spearman_within_layers": spearman_within_layers(a, b),
-        "spearman_layer_means_removed": spearman_layer_means_removed(a, b),
+        **correlations,
     }
 
 
@@ -198,9 +207,10 @@ def agreement_table(
     (`signed` false) meet each truth and, as truth `<name>_abs`, its absolute value per picture. `value`:
     method and truth on the same pictures; `ci_*`: its 95 % interval over pictures, `centred_interval` within
     the range of the statistic; `value_cross`: method on one half of the pictures, truth on the other, mean
-    over `num_halves` random halves; `noise_ceiling`: the bound the truth's own noise sets to `value_cross`;
-    `n` pictures. Where truths are pseudo-values, of which means alone count, `estimators` is ("mean",) and `absolute`
-    false: no trimmed means, no absolute values.
+    over `num_halves` random halves; `cross_ci_*`: its 95 % `jackknife_interval` over pictures, of the three rank
+    correlations of means (NaN for other rows, and below 4 pictures); `noise_ceiling`: the bound the truth's own noise
+    sets to `value_cross`; `n` pictures. Where truths are pseudo-values, of which means alone count, `estimators` is
+    ("mean",) and `absolute` false: no trimmed means, no absolute values.
 
     Noise in the scores lowers every statistic: the interval is the precision of `value` at this number of
     pictures, not of what infinitely many would give.
@@ -210,9 +220,12 @@ def agreement_table(
     first, second = random_halves(num_images, num_halves, seed)
     shared = np.concatenate([np.ones((1, num_images)), counts])
     method_rows, truth_rows = np.concatenate([shared, first]), np.concatenate([shared, second])
+    left_first, left_second = halves_left_out(first, second)
     records = []
     for estimator in estimators:
+        has_interval = estimator == "mean" and num_images >= LEAST_PICTURES
         known: dict[str, tuple[Ranking, dict[str, float]]] = {}
+        left: dict[str, Ranking] = {}
         for name, truth in truths.items():
             for label, scores in ((name, truth), (f"{name}_abs", np.abs(truth))):
                 if label != name and (not absolute or all(signed[method] for method in methods)):
@@ -221,16 +234,24 @@ def agreement_table(
                 halves = _only(ranking, np.arange(len(shared), len(truth_rows)))
                 split = statistics(halves, aggregated(scores, first, estimator))
                 known[label] = ranking, {key: noise_ceiling(found) for key, found in split.items()}
+                if has_interval:
+                    left[label] = aggregated(scores, left_second)
         for method, scores in methods.items():
             ranking = aggregated(scores, method_rows, estimator)
+            left_ranking = aggregated(scores, left_first) if has_interval else None
             for label, (truth_ranking, ceilings) in known.items():
                 if signed[method] and label not in truths:
                     continue
+                left_out = {} if left_ranking is None else rank_correlations(left_ranking, left[label])
                 for statistic, found in statistics(ranking, truth_ranking).items():
                     value, replicates, cross = np.split(found[:, None], [1, len(shared)])
                     limits = centred_interval(value[0], replicates)
                     low, high = np.clip(limits, 0.0 if statistic in OVERLAPS else -1.0, 1.0)[:, 0]
-                    numbers = (value[0, 0], low, high, cross.mean(), ceilings[statistic], num_images)
+                    apart = (float(cross.mean()), np.nan, np.nan)
+                    if statistic in left_out:
+                        without = mean_over_halves(left_out[statistic], num_halves)
+                        apart = (apart[0], *jackknife_interval(apart[0], without))
+                    numbers = (value[0, 0], low, high, *apart, ceilings[statistic], num_images)
                     records.append((method, label, estimator, statistic, *numbers))
     table = pd.DataFrame(records, columns=list(COLUMNS))
     order = {name: place for place, name in enumerate(methods)}

@@ -16,10 +16,12 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from analysis.artists import CONTROLS
+from analysis.differences import DIFFERENT
 from analysis.intervals import indicative
 from analysis.scorecard import effect_column
 from analysis.tables import read_table
 
+SIGNIFICANT = 0.05
 REFERENCE_FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
@@ -45,37 +47,107 @@ def read_reference(folder: Path = REFERENCE_FOLDER) -> Reference | None:
         raise ValueError(f"{paths[2]}: expected the manifest of a run ({error!r})") from error
 
 
-def method_ranking(agreement: pd.DataFrame, statistic: str = "spearman") -> pd.DataFrame:
-    """Methods on trial (no controls) by agreement with the first truth of the table, best first."""
+def method_ranking(agreement: pd.DataFrame, truth: str | None = None) -> pd.DataFrame:
+    """Methods on trial (no controls) by Spearman's ρ with a truth (the table's first unless named) of other pictures
+    (`value_cross`), best first."""
     rows = agreement[
-        (agreement["truth"] == agreement["truth"].iloc[0])
+        (agreement["truth"] == (agreement["truth"].iloc[0] if truth is None else truth))
         & (agreement["estimator"] == "mean")
-        & (agreement["statistic"] == statistic)
+        & (agreement["statistic"] == "spearman")
         & ~agreement["method"].isin(CONTROLS)
     ]
-    return rows.dropna(subset=["value"]).sort_values("value", ascending=False, kind="stable")
+    return rows.dropna(subset=["value_cross"]).sort_values("value_cross", ascending=False, kind="stable")
 
 
-def describe_run(scorecard: pd.DataFrame, agreement: pd.DataFrame | None) -> list[str]:
-    """What these pictures say."""
+def first_by_truth(agreement: pd.DataFrame) -> pd.DataFrame:
+    """The row of the first of `method_ranking` under each kind of ablation, in the order of the table; empty where no
+    method on trial orders heads."""
+    truths = [name for name in dict.fromkeys(agreement["truth"]) if _is_ablation(str(name))]
+    return pd.concat([method_ranking(agreement, name).head(1) for name in truths], ignore_index=True)
+
+
+def closest(first: pd.DataFrame) -> str | None:
+    """The method that is first under at least three truths of four, or under all where there are fewer; None where no
+    method is. Takes `first_by_truth`."""
+    counts = first["method"].value_counts()
+    return str(counts.index[0]) if len(counts) and counts.iloc[0] >= min(3, len(first)) else None
+
+
+def describe_run(
+    scorecard: pd.DataFrame, agreement: pd.DataFrame | None, differences: pd.DataFrame | None = None
+) -> list[str]:
+    """What these pictures say. ``differences`` tell how sure the lead of the closest method is."""
     count = int(scorecard["n"].iloc[0])
     column = effect_column(scorecard)
-    kind = column.removeprefix("ablation_").removesuffix("_var_pct").replace("zero_estimated", "estimated zero")
+    kind = _kind(column.removesuffix("_var_pct"))
     top = scorecard.sort_values(column, ascending=False, kind="stable").head(3)
     names = zip(top["layer"].astype(int), top["head"].astype(int), top[column], strict=True)
     heads = ", ".join(f"L{layer}H{head} ({effect:+.2f} %)" for layer, head, effect in names)
     lines = [f"Heads that matter most on {count} pictures ({kind} ablation, % of the label variance): {heads}."]
     if agreement is not None:
-        ranking = method_ranking(agreement)
-        if len(ranking):
-            best, last = ranking.iloc[0], ranking.iloc[-1]
-            fewer = [f", on {int(row['n'])} pictures" if row["n"] < count else "" for row in (best, last)]
-            lines.append(
-                f"Method closest to ablation: {best['method']} (Spearman {best['value']:.2f}, 95 % CI "
-                f"{best['ci_low']:.2f} to {best['ci_high']:.2f}{fewer[0]}); farthest: {last['method']} "
-                f"({last['value']:.2f}{fewer[1]})."
-            )
+        lines += _describe_methods(agreement, count)
+        if differences is not None and lines[1:]:
+            lines += describe_lead(closest(first_by_truth(agreement)), differences)
     return lines
+
+
+def _describe_methods(agreement: pd.DataFrame, count: int) -> list[str]:
+    """Which method is closest to ablation and which farthest; nothing where none orders heads."""
+    first = first_by_truth(agreement)
+    if not len(first):
+        return []
+    best = closest(first)
+
+    def standing(row: Mapping[Any, Any]) -> str:
+        limits = [row.get(name, np.nan) for name in ("cross_ci_low", "cross_ci_high")]  # too few pictures have none
+        interval = f" [{limits[0]:.2f}, {limits[1]:.2f}]" if np.isfinite(limits).all() else ""
+        fewer = f" on {int(row['n'])} pictures" if row["n"] < count else ""
+        return f"{_kind(row['truth'])} {row['value_cross']:.2f}{interval}{fewer}"
+
+    def under(rows: pd.DataFrame) -> str:
+        return ", ".join(standing(row) for row in rows.to_dict("records"))
+
+    others = first[first["method"] != best]
+    groups = [f"{name} under {under(rows)}" for name, rows in others.groupby("method", sort=False)]
+    what = "closest to ablation, on other pictures than the truth's (Spearman over heads, 95 % intervals)"
+    if best is not None:
+        rest = f"; but {'; '.join(groups)}" if groups else ""
+        line = f"Method {what}: {best} under {under(first[first['method'] == best])}{rest}."
+    else:
+        need = f"{min(3, len(first))} of {len(first)} truths"
+        line = f"No method is {what}, under {need}: {'; '.join(groups)}."
+    last = method_ranking(agreement).iloc[-1]
+    fewer = f", on {int(last['n'])} pictures" if last["n"] < count else ""
+    return [
+        f"{line} Farthest from {_kind(last['truth'])} ablation: {last['method']} ({last['value_cross']:.2f}{fewer})."
+    ]
+
+
+def describe_lead(best: str | None, differences: pd.DataFrame) -> list[str]:
+    """Over which methods the closest one is ahead on other pictures, under every truth under which it is first."""
+    rows = differences[
+        (differences["pictures"] == DIFFERENT)
+        & (differences["best"] == best)
+        & differences["truth"].map(lambda name: _is_ablation(str(name)))
+        & ~differences["method"].isin(CONTROLS)
+        & differences["p_holm"].notna()
+    ]
+    if not len(rows):
+        return []
+    sure = ((rows["difference"] > 0) & (rows["p_holm"] < SIGNIFICANT)).groupby(rows["method"], sort=False).all()
+    unsure = f"; not of {', '.join(sure.index[~sure])}" if not sure.all() else ""
+    return [
+        f"{best} is ahead of {int(sure.sum())} of {len(sure)} other methods under every truth under which it is first "
+        f"(differences tested over pictures, Holm's p below {SIGNIFICANT}){unsure}."
+    ]
+
+
+def _is_ablation(truth: str) -> bool:
+    return truth.startswith("ablation_") and not truth.endswith("_abs")
+
+
+def _kind(truth: str) -> str:
+    return truth.removeprefix("ablation_").replace("zero_estimated", "estimated zero")
 
 
 def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) -> list[str]:
@@ -101,12 +173,12 @@ def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) ->
         lines.append(
             f"Methods that order heads better than their depth alone {under}: {len(better)} of {len(trial)} ({named})."
         )
-    paid = trial[trial["ablation_at_cost_same"].notna()]
+    paid = trial[trial["beats_ablation_at_cost"].notna()]
     if len(paid):
-        worth = int((paid["spearman"] > paid["ablation_at_cost_same"]).sum())
+        worth = paid["method"][paid["beats_ablation_at_cost"].eq(True)]
         lines.append(
-            f"Of {len(paid)} methods whose price pays for ablation of at least one picture, {worth} agree better with "
-            "the effects than that ablation does."
+            f"Of {len(paid)} methods whose price pays for ablation of at least one picture in a half, {len(worth)} "
+            f"agree better with the effects of the other half than that ablation does ({', '.join(worth) or 'none'})."
         )
     return lines
 

@@ -19,9 +19,14 @@ Floats = NDArray[np.float64]
 
 COLUMNS = (
     *("method", "level", "slope", "slope_ci_low", "slope_ci_high", "slope_with_intercept", "intercept"),
-    *("r2", "r2_ci_low", "r2_ci_high", "n"),
+    *("r2", "r2_ci_low", "r2_ci_high"),
+    *("largest_layer", "largest_head", "slope_without_largest", "slope_without_largest_ci_low"),
+    *("slope_without_largest_ci_high", "r2_without_largest", "r2_without_largest_ci_low"),
+    *("r2_without_largest_ci_high", "n"),
 )
 LEVELS = ("mean", "picture")
+Limits = tuple[float, float, float]  # value, lower and upper limit
+UNKNOWN: Limits = (np.nan, np.nan, np.nan)
 
 
 def calibration_table(
@@ -35,8 +40,11 @@ def calibration_table(
     head, pooled. `slope` = Σxy/Σxx, through the origin: 1 is calibrated, above 1 the method predicts too little.
     `slope_with_intercept`, `intercept`: least squares of y on x. `r2` = 1 − Σ(y − x)²/Σ(y − ȳ)² of the prediction as it
     is, nothing fitted: 1 is perfect, negative is worse than one number for all heads. NaN where a denominator is 0.
+    `…_without_largest`: the same without the head whose mean effect on these pictures is largest in size, which is
+    `largest_layer`, `largest_head`: one head can carry a slope over all. NaN where it is the only one.
 
-    Intervals: 95 % `centred_interval` over pictures (heads are not resampled), `r2` at most 1.
+    Intervals: 95 % `centred_interval` over pictures (heads are not resampled, nor is the largest chosen anew), `r2` at
+    most 1.
 
     ValueError for other shapes of heads, fewer than 2 pictures, or values that are not finite.
     """
@@ -52,13 +60,25 @@ def calibration_table(
         if not (np.isfinite(predicted).all() and np.isfinite(effects).all()):
             raise ValueError(f"{name}: expected finite scores and effects")
         counts = np.concatenate([np.ones((1, n)), index_counts(indices(n), n)])
+        largest = int(np.abs(effects.mean(axis=0)).argmax())
+        layer, head = divmod(largest, truth.shape[2])
+        others = np.arange(effects.shape[1]) != largest
         for level in LEVELS:
-            fits = (_fit_means if level == "mean" else _fit_pooled)(predicted, effects, counts)
-            low, high = centred_interval(fits[0], fits[1:])
-            slope, sloped, intercept, r2 = fits[0]
-            limits = (slope, low[0], high[0], sloped, intercept, r2, low[3], min(high[3], 1.0))
-            records.append((name, level, *limits, n))
+            fit = _fit_means if level == "mean" else _fit_pooled
+            slope, sloped, intercept, r2 = _with_limits(fit(predicted, effects, counts))
+            without: tuple[Limits, ...] = (UNKNOWN,) * 4
+            if others.any():
+                without = _with_limits(fit(predicted[:, others], effects[:, others], counts))
+            numbers = (*slope, sloped[0], intercept[0], *r2, layer, head, *without[0], *without[3])
+            records.append((name, level, *numbers, n))
     return pd.DataFrame(records, columns=list(COLUMNS))
+
+
+def _with_limits(fits: Floats) -> tuple[Limits, ...]:
+    """Value, lower and upper limit of slope, slope with intercept, intercept and R², from fits `[1 + replicate 4]`."""
+    low, high = centred_interval(fits[0], fits[1:])
+    high[3] = min(high[3], 1.0)
+    return tuple((float(fits[0, at]), float(low[at]), float(high[at])) for at in range(4))
 
 
 def _fit_means(predicted: Floats, effects: Floats, counts: Floats) -> Floats:

@@ -107,20 +107,21 @@ def write_figures(
         one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect\n(% of the label variance)"), (7.0, 4.2)),
     )
     methods = tables["methods"]
-    flipped = methods["method"][methods["direction"] == "-"].tolist()
     if agreement is not None:
         add(
             "agreement",
             "Which method finds the heads that matter",
-            "Rank correlation of each method's scores with the ablation effects. Diamonds: method and truth on "
-            "different halves of the pictures, bounded by the truth's own noise (ceiling).",
+            "Rank correlation of each method's scores with the ablation effects of other pictures (method on one "
+            "half, truth on the other), with 95 % interval, bounded by the truth's own noise (ceiling); best first. "
+            "Circles: of the same pictures.",
             method_plots.agreement_bars(agreement, truth=truth),
         )
         add(
             "method_scatter",
             "Methods against ablation, head by head",
-            "Score of each method against the effect of removing the head.",
-            method_plots.method_scatter(scorecard, agreement, flipped=flipped, effect=effect, truth=truth),
+            "Score of each method against the effect of removing the head. Scores are turned so that larger means "
+            "that the head matters more.",
+            method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
         )
     for name, title, caption, figure in league_figures(tables):
         add(name, title, caption, figure)

@@ -1,4 +1,4 @@
-"""How long a run will take, told beforehand.
+"""How long a run will take, told beforehand; and the plain forward pass that is the unit of every price.
 
 Takes passes with their costs and the measured seconds of one forward pass; gives a text table. Computes nothing else.
 """
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import torch
 
 from analysis.models import OpenedModel
+from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.passes import Pass
 from analysis.pictures import Pictures
+from analysis.score_files import Arrays
+from attribution.batch import Batch
 
 
 def forward_seconds(opened: OpenedModel, pictures: Pictures) -> float:
@@ -24,6 +27,21 @@ def forward_seconds(opened: OpenedModel, pictures: Pictures) -> float:
         start = time.perf_counter()
         float(model(pixel_values).sum())  # a number on the host: the device has finished
     return (time.perf_counter() - start) / len(pixel_values)
+
+
+def plain_forward_seconds(opened: OpenedModel, batch: Batch, size: BatchSize) -> float:
+    """Seconds of a plain forward pass of all pictures of a batch, in passes as large as those of the methods; what a
+    method took on the same pictures, over this, is its price in forward passes as measured."""
+
+    def plain(part: Batch, _: int) -> dict[str, Arrays]:
+        with torch.inference_mode():
+            return {"forward": {"predictions": opened.model(part.pixel_values).float().cpu().numpy()}}
+
+    while True:
+        pictures, start = size.pictures, time.perf_counter()
+        compute_fitting(plain, batch, size, "forward")
+        if size.pictures == pictures:  # else a pass that failed is in the time
+            return time.perf_counter() - start
 
 
 def total_forwards(passes: Sequence[Pass], num_pictures: int) -> float:

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.ablation_at_cost import beats_ablation
 from analysis.agreement import agreement_table
-from analysis.differences import correlation
+from analysis.differences import DIFFERENT, SAME, correlation
 from analysis.intervals import ESTIMATORS, Indices
 
 LAYER_INDEX = "layer_index"
@@ -33,6 +34,12 @@ _STATISTICS = {
 _DIFFERENCE = {
     "difference_from_best": "difference",
     **{name: name for name in ("difference_ci_low", "difference_ci_high", "p_holm")},
+}
+_CROSS_DIFFERENCE = {
+    "cross_difference_from_best": "difference",
+    "cross_difference_ci_low": "difference_ci_low",
+    "cross_difference_ci_high": "difference_ci_high",
+    "cross_p_holm": "p_holm",
 }
 _AT_COST = {
     "ablation_at_cost_pictures": "num_pictures_paid",
@@ -120,16 +127,17 @@ def league_table(
     calibration: pd.DataFrame | None = None,
     duplicates: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """One row per method of the agreement table, highest Spearman first (equals in their order there, NaN last).
+    """One row per method of the agreement table, highest `value_cross` first (equals in their order there, NaN last).
 
     `agreement` from `agreement_over_groups`, `shared` from `shared_table`; `families` and `forwards` (forward
     equivalents per picture) by method; `controls`, names. All is said of `truth`, by default the first of `agreement`,
     and of means over pictures, unless a column says otherwise: `spearman_abs` is with |Δ| (unsigned methods alone),
     `rank_<truth>` the rank under each truth of `shared`, `num_truths_better_than_layer_index` under how many of them
-    its ρ exceeds that of the control layer_index. `value_cross` and `noise_ceiling` belong to Spearman's ρ.
-    `difference_from_best` and `p_holm`: `analysis.differences`, 0 and NaN for the best itself.
-    `ablation_at_cost_*`: `analysis.ablation_at_cost`, of which `_same` stands beside `spearman` and `_matched` beside
-    `value_cross`. `calibration_*`: of means over pictures. `same_as`: the method that stands for this one
+    its ρ exceeds that of the control layer_index. `value_cross`, `cross_ci_*` and `noise_ceiling` belong to Spearman's
+    ρ. `difference_from_best` and `p_holm` (same pictures), `cross_difference_from_best` and `cross_p_holm` (different
+    ones): `analysis.differences`, 0 and NaN for the best itself. `ablation_at_cost_*`: `analysis.ablation_at_cost`, of
+    which `_same` stands beside `spearman` and `_matched` beside `value_cross`; `beats_ablation_at_cost` is the price
+    test there. `calibration_*`: of means over pictures. `same_as`: the method that stands for this one
     (`analysis.duplicates`), else empty. NaN where something does not apply or was not given.
 
     ValueError for a truth or method that is not in a table that must have it.
@@ -156,21 +164,27 @@ def league_table(
         table[name] = column("value", statistic=statistic, estimator=estimator)
         if name == "spearman":
             table["spearman_ci_low"], table["spearman_ci_high"] = column("ci_low"), column("ci_high")
-    table["value_cross"], table["noise_ceiling"] = column("value_cross"), column("noise_ceiling")
-    table = table.join(_picked(differences, _DIFFERENCE, names))
-    if differences is not None and len(differences):
-        table.loc[table.index == differences["best"].iloc[0], "difference_from_best"] = 0.0
+    for name in ("value_cross", "cross_ci_low", "cross_ci_high", "noise_ceiling"):
+        table[name] = column(name)
+    for pictures, columns in ((SAME, _DIFFERENCE), (DIFFERENT, _CROSS_DIFFERENCE)):
+        rows = differences
+        if rows is not None:
+            rows = rows[(rows["truth"] == truth) & (rows["pictures"] == pictures)]
+        table = table.join(_picked(rows, columns, names))
+        if rows is not None and len(rows):
+            table.loc[table.index == rows["best"].iloc[0], next(iter(columns))] = 0.0
     ranks = shared.pivot(index="method", columns="truth", values="rank").reindex(names)
     for name in dict.fromkeys(shared["truth"]):
         table[f"rank_{name}"] = ranks[name]
     table["num_truths_better_than_layer_index"] = _better_than_layer_index(shared, names)
     table["spearman_abs"] = column("value", of=f"{truth}_abs")
     table = table.join(_picked(at_cost, _AT_COST, names))
+    table["beats_ablation_at_cost"] = beats_ablation(table["value_cross"], table["ablation_at_cost_matched"])
     means = calibration if calibration is None else calibration[calibration["level"] == "mean"]
     table = table.join(_picked(means, _CALIBRATION, names))
     stands_for = {} if duplicates is None else duplicates
     table["same_as"] = [other if (other := stands_for.get(name, name)) != name else "" for name in names]
-    return table.sort_values("spearman", ascending=False, kind="stable", na_position="last").reset_index()
+    return table.sort_values("value_cross", ascending=False, kind="stable", na_position="last").reset_index()
 
 
 def _picked(table: pd.DataFrame | None, columns: Mapping[str, str], names: list[str]) -> pd.DataFrame:

@@ -35,8 +35,9 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
         yield (
             "league",
             "Every method under every truth",
-            "Spearman correlation of each method's scores with each truth, and its rank under it; best under zero "
-            "ablation first. Controls are grey; a method whose scores are another's bears its name.",
+            "Spearman correlation of each method's scores with each truth of other pictures, and its rank under it on "
+            "the pictures that all methods have; best under zero ablation first. Controls are grey; a method whose "
+            "scores are another's bears its name.",
             league_plots.league_heatmap(tables["agreement"], league, truths=ranked),
         )
         if (league["forwards"] > 0).any():
@@ -45,7 +46,9 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
                 "What agreement costs",
                 "Price of a method in forward passes per picture against its agreement with zero ablation of other "
                 "pictures (pale: of the same). The line is the front of those that no cheaper method matches; dashed: "
-                "zero ablation of so few pictures that it costs the same.",
+                "zero ablation of so few of the method's pictures that it costs the same, judged on the same other "
+                "pictures; ringed: the methods that agree better than that. Prices are counted passes, a backward pass "
+                "as 1.3.",
                 figure_of(league_plots.cost_front(league)),
             )
 
@@ -91,8 +94,8 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "joint_removal",
             "Whole layers removed at once",
             "Mean rise of the loss without all heads of a layer, and of the layers from the first one on and of the "
-            "deeper half, beside the sum of what its heads do one at a time, with 95 % intervals. Where the two differ, "
-            "single effects do not tell what a layer does." + of("joint_removal"),
+            "deeper half, beside the sum of what its heads do one at a time, with 95 % intervals. Where the two "
+            "differ, single effects do not tell what a layer does." + of("joint_removal"),
             check_plots.joint_removal(tables["joint_removal"]),
         )
     if has("knockout"):

@@ -35,6 +35,7 @@ from analysis.method_plots import names_with_n
 from analysis.point_labels import name_all
 
 SPLIT_HALF = "spearman_split_half"
+BEATS = "better than ablation at its price"
 
 
 def truth_label(truth: str) -> str:
@@ -95,19 +96,20 @@ def league_heatmap(
     statistic: str = "spearman",
     truths: Sequence[str] | None = None,
 ) -> Figure:
-    """Each method's agreement with each truth, and beside it its rank under each; best first by the league's Spearman.
+    """Each method's agreement with each truth on other pictures, and beside it its rank under each on the same ones;
+    best first by the league's `value_cross`.
 
     Names of controls are grey; a method whose scores are another's bears `= other`.
     """
-    require_columns(league, ("method", "is_control", "n", "spearman", "same_as"), "league")
+    require_columns(league, ("method", "is_control", "n", "value_cross", "same_as"), "league")
     if league["method"].duplicated().any():
         raise ValueError("league: more than one row for a method, expected one")
     rows = rows_where(agreement, "agreement", estimator=estimator, statistic=statistic)
-    values = grid_of(rows, "agreement", "method", "truth", "value")
+    values = grid_of(rows, "agreement", "method", "truth", "value_cross")
     names = list(values.columns) if truths is None else list(truths)
     if absent := [name for name in names if name not in values]:
         raise ValueError(f"agreement: no rows with truth={absent[0]!r}, expected one of {', '.join(values.columns)}")
-    ordered = league.sort_values("spearman", ascending=False, kind="stable", na_position="last").set_index("method")
+    ordered = league.sort_values("value_cross", ascending=False, kind="stable", na_position="last").set_index("method")
     ranks = pd.DataFrame({name: column_of(ordered, f"rank_{name}") for name in names}, index=ordered.index)
     shown = values.reindex(index=ordered.index)[names]
     labels = names_with_n(ordered)
@@ -127,8 +129,8 @@ def league_heatmap(
     )
     right.tick_params(labelleft=False)
     grey_names(left, ordered.index, ordered.index[ordered["is_control"].astype(bool)])
-    dress(left, "", "", f"{statistic.capitalize()} with each truth")
-    dress(right, "", "", "rank under each truth (1 = best)")
+    dress(left, "", "", f"{statistic.capitalize()} with each truth,\ndifferent pictures")
+    dress(right, "", "", "rank under each truth (1 = best),\nthe pictures that all have")
     for panel in (left, right):
         slant(panel)
     bar = figure.colorbar(image, ax=left, pad=0.02, aspect=35)
@@ -151,7 +153,8 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Agreement (different pictures) against the price in forwards, a named point per method; pale: the same pictures.
 
     The step line is the front of the methods that are no controls. The dashed line is zero ablation on as many
-    pictures as a method's price pays for. What costs nothing stands left of the break, at 0.
+    pictures as a method's price pays for; ringed are the methods that pass the price test (`beats_ablation_at_cost`).
+    What costs nothing stands left of the break, at 0.
     """
     require_columns(league, ("method", "family", "is_control", "forwards", "spearman", "value_cross"), "league")
     known = league["forwards"].notna() & league["value_cross"].notna()
@@ -175,6 +178,10 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             )
             ax.scatter(cost[members], gain[members], s=34, color=colour, edgecolors="white", zorder=4, label=name)
     ax.scatter([], [], s=18, color="black", alpha=0.35, linewidths=0, label="the same pictures (pale)")
+    if "beats_ablation_at_cost" in table:
+        won = table["beats_ablation_at_cost"].eq(True).to_numpy(bool)
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
+        ax.scatter(cost[won], gain[won], s=80, zorder=5, label=BEATS, **ring)
     last = cost.max(initial=nothing) * 2.2
     ax.set_xlim(nothing / 1.8, last)
     front = pareto_front(np.where(control, np.nan, cost), gain)

@@ -80,7 +80,7 @@ def league_tables(
     if any(np.isfinite(correlation(scores[name], truth.delta_loss)) for name in on_trial):
         # A method under a second name is no further hypothesis.
         distinct = {name: found for name, found in scores.items() if stands_for.get(name, name) == name}
-        tables["differences"] = difference_table(distinct, truth.delta_loss, controls, indices)
+        tables["differences"] = difference_table(distinct, truths, controls, indices, seed)
     tables["league"] = league_table(
         agreement,
         shared_table(scores, truths),

@@ -6,7 +6,7 @@ Takes the tidy tables of a run; gives an `Axes` for one panel, a `Figure` for se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ from analysis.artists import (
     true_minus,
 )
 
+DIFFERENT, SAME, INTERVAL = "different pictures", "the same pictures", "its 95 % interval"
+
 
 def names_with_n(table: pd.DataFrame) -> list[str]:
     """The names in the index, with "(n=32)" behind those whose `n` is below the largest of the table."""
@@ -49,16 +51,14 @@ def method_scatter(
     *,
     effect: str = EFFECT,
     methods: Sequence[str] | None = None,
-    flipped: Collection[str] = (),
     truth: str = "ablation_zero",
     estimator: str = "mean",
     statistic: str = "spearman",
 ) -> Figure:
     """Score of each method against the effect of removing the head: a panel per method, a point per head.
 
-    `methods` defaults to every `score_<method>` column, best agreement first; of those in `flipped` minus the score is
-    drawn, since a small one means a head that matters. The title of a panel is the row
-    of the agreement table with this `truth`, `estimator` and `statistic`; a method judged on fewer pictures than
+    `methods` defaults to every `score_<method>` column, best agreement first. The title of a panel is the row of the
+    agreement table with this `truth`, `estimator` and `statistic`; a method judged on fewer pictures than
     others bears its number. More than 16 panels stand five in a row, and smaller.
     """
     require_heads(scorecard, effect)
@@ -78,7 +78,7 @@ def method_scatter(
     depth = depth_colours(scorecard["layer"])
     for panel, name in zip(panels, methods, strict=False):
         panel.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-        scores = -scorecard[f"score_{name}"] if name in flipped else scorecard[f"score_{name}"]
+        scores = scorecard[f"score_{name}"]
         panel.scatter(
             scores,
             scorecard[effect],
@@ -90,7 +90,7 @@ def method_scatter(
         )
         if scores.isna().all():
             panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", fontsize=8, color="0.4")
-        effect_scale(panel, "x", scores, "−score" if name in flipped else "score")
+        effect_scale(panel, "x", scores, "score")
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(3))
         symbol, text = ("ρ" if statistic.startswith("spearman") else statistic), "not compared"
@@ -123,9 +123,10 @@ def agreement_bars(
 ) -> Figure:
     """Agreement of each method with the truth: a panel per statistic, methods sorted by the first of them.
 
-    `statistics` maps names in the table to panel titles (default: Spearman, and Spearman within layers where
-    the table has it). Diamonds are `value_cross` (method and truth on different pictures), whose bound is the
-    dashed noise ceiling. Controls are grey and hatched. A method judged on fewer pictures than others bears its number.
+    Bars are `value_cross` (method and truth on different pictures) with its interval, bounded by the dashed noise
+    ceiling; methods stand in its order. Small circles: the same pictures. `statistics` maps names in the table to panel
+    titles (default: Spearman, and Spearman within layers where the table has it). Controls are grey and hatched. A
+    method judged on fewer pictures than others bears its number.
     """
     if statistics is None:
         statistics = {"spearman": "Spearman ρ, all heads"}
@@ -135,33 +136,26 @@ def agreement_bars(
         rows_by_method(agreement, "agreement", truth=truth, estimator=estimator, statistic=name) for name in statistics
     ]
     for table in tables:
-        require_columns(table, ("value", "ci_low", "ci_high", "value_cross", "noise_ceiling"), "agreement")
-    order = list(tables[0].sort_values("value", ascending=False, kind="stable", na_position="last").index)
+        require_columns(table, ("value", "value_cross", "cross_ci_low", "cross_ci_high", "noise_ceiling"), "agreement")
+    order = list(tables[0].sort_values("value_cross", ascending=False, kind="stable", na_position="last").index)
     height = 0.28 if len(order) <= 16 else 0.23
     figure = Figure((1.9 + 3.6 * len(tables), 1.3 + height * len(order)), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     place, grey = np.arange(len(order)), set(controls)
     for panel, table, title in zip(panels, tables, statistics.values(), strict=True):
         table = table.reindex(order)
-        value, low, high = (table[name].to_numpy(float) for name in ("value", "ci_low", "ci_high"))
-        bars = panel.barh(place, value, height=0.62, color=OKABE_ITO[4], zorder=2, label="same pictures")
+        same, apart, low, high = (
+            table[name].to_numpy(float) for name in ("value", "value_cross", "cross_ci_low", "cross_ci_high")
+        )
+        bars = panel.barh(place, apart, height=0.62, color=OKABE_ITO[4], zorder=2, label=DIFFERENT)
         for name, bar in zip(order, bars, strict=True):
             if name in grey:
                 bar.set(facecolor="0.85", edgecolor="0.45", hatch="////", linewidth=0.5)
-        panel.hlines(place, low, high, colors="black", linewidth=1.1, zorder=3, label="interval")
-        panel.scatter(
-            table["value_cross"],
-            place,
-            marker="D",
-            s=24,
-            facecolors="white",
-            edgecolors="black",
-            zorder=4,
-            label="different pictures",
-        )
-        ceiling = table["noise_ceiling"].to_numpy(float)
+        panel.hlines(place, low, high, colors="black", linewidth=1.1, zorder=3, label=INTERVAL)
+        look = {"facecolors": "white", "edgecolors": "black", "linewidths": 0.8}
+        panel.scatter(same, place, s=13, zorder=4, label=SAME, **look)
         panel.vlines(
-            ceiling,
+            table["noise_ceiling"].to_numpy(float),
             place - 0.5,
             place + 0.5,
             colors=OKABE_ITO[5],
@@ -170,16 +164,16 @@ def agreement_bars(
             zorder=3,
             label=CEILING,
         )
-        for at in place[~np.isfinite(value)]:
+        for at in place[~np.isfinite(apart)]:
             panel.text(0.01, at, "no value", va="center", fontsize=7, color="0.4")
         panel.axvline(0, color="black", linewidth=0.8, zorder=3)
         panel.grid(axis="x", color="0.92")
         panel.set_axisbelow(True)
-        panel.set_xlim(min(-0.05, np.nanmin([0.0, *low, *value]) - 0.03), 1.02)
+        panel.set_xlim(min(-0.05, np.nanmin([0.0, *low, *apart, *same]) - 0.03), 1.02)
         dress(panel, title, "", "")
     panels[0].set_yticks(place, names_with_n(tables[0].reindex(order)))
     panels[0].set_ylim(len(order) - 0.4, -0.6)
-    shared_legend(figure, panels[0], ("same pictures", "interval", "different pictures", CEILING))
+    shared_legend(figure, panels[0], (DIFFERENT, INTERVAL, SAME, CEILING))
     return figure
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.forecast import plain_forward_seconds
 from analysis.models import OpenedModel, make_batch, with_companions
 from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.own_code import code_sha256
@@ -164,9 +165,13 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
     in work just now. Gives the files written."""
     written: list[Path] = []
     batch: Batch | None = None
+    forward = 0.0
     for one in passes:
         wanted = _missing(one, piece, known)
         if wanted:
+            if batch is None:
+                batch = batch_of(work, piece.rows, ())
+                forward = plain_forward_seconds(work.opened, batch, work.size)
             batch = batch_of(work, piece.rows, one.needs, batch)
             start = time.perf_counter()
             compute = one.compute
@@ -180,6 +185,7 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
                 "seconds": (time.perf_counter() - start) / len(wanted),
                 "peak_mb": peak_mb(),
                 "process": work.processes.rank,
+                "forward_seconds": forward,
             }
             written += [store_piece(work.files[name], piece, found[name], record) for name in wanted]
         work.on_progress(one.name, one.forwards * len(piece.rows) * share)

@@ -134,7 +134,8 @@ def write_results(
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
-    answer = describe_run(scorecard, agreement) + describe_league(tables.get("league"), tables.get("truths"))
+    answer = describe_run(scorecard, agreement, tables.get("differences"))
+    answer += describe_league(tables.get("league"), tables.get("truths"))
     caution = indicative(count)
     warnings = [CONTROL_WARNING] if opened.is_control else []
     if not opened.is_control and not is_reference:
@@ -196,8 +197,8 @@ def write_results(
             ("Heads by effect", "The 20 heads whose removal hurts most; all heads in head_scorecard.csv.",
              scorecard.nlargest(20, effect)),
             *league_on_the_page(tables),
-            ("Methods", "What each method is; what it took in seconds and memory stands in methods.csv.",
-             tables["methods"].drop(columns=["seconds", "peak_mb"])),
+            ("Methods", "What each method is; what it took stands in methods.csv.",
+             tables["methods"].drop(columns=["seconds", "peak_mb", "forwards_measured"])),
         ],
         manifest=record,
     )  # fmt: skip
@@ -216,12 +217,13 @@ def league_on_the_page(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, st
     if "league" in tables:
         ranks = [name for name in tables["league"].columns if str(name).startswith("rank_")]
         shown = [
-            *("method", "family", "n", "forwards", "spearman", "spearman_ci_low", "spearman_ci_high", "within_layers"),
-            *("top_10", "value_cross", "noise_ceiling", "difference_from_best", "p_holm", "ablation_at_cost_same"),
-            *("calibration_slope", "calibration_r2", *ranks, "same_as"),
+            *("method", "family", "n", "forwards", "value_cross", "cross_ci_low", "cross_ci_high", "noise_ceiling"),
+            *("cross_difference_from_best", "cross_p_holm", "ablation_at_cost_matched", "beats_ablation_at_cost"),
+            *("spearman", "within_layers", "top_10", "calibration_slope", "calibration_r2", *ranks, "same_as"),
         ]
         caption = (
-            "Agreement with zero ablation, best first; all columns in league.csv, all statistics in agreement.csv."
+            "Agreement with zero ablation of other pictures, best first (spearman, within_layers, top_10: of the "
+            "same); all columns in league.csv, all statistics in agreement.csv."
         )
         found.append(("League of the methods", caption, tables["league"][shown].dropna(axis=1, how="all")))
     return found

@@ -4,7 +4,8 @@ Takes arrays ``[image layer head]``, the localization tables and the shared boot
 no model, so tables can be made again from stored scores.
 
 Conventions: effects are ablated minus intact, in % of the label variance (standardised MSE x 100) and, beside it, in %
-of the intact MSE; per target in squared units. Rank 1 is the head that matters most.
+of the intact MSE; per target in squared units. Scores of methods are oriented (larger = matters more; those whose
+direction is "-" are turned round). Rank 1 is the head that matters most.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def scorecard_table(
         columns["shapley_n"] = np.full(layer.size, len(shapley))
     for name, found in scores.items():
         mean = oriented(found, methods[name]).mean(axis=0)
-        columns[f"score_{name}"] = found.mean(axis=0).ravel()
+        columns[f"score_{name}"] = mean.ravel()
         columns[f"rank_{name}"] = ranks(mean).ravel() if np.ptp(mean) > 0 else np.full(mean.size, np.nan)
     if localization is not None:
         rows = localization[(localization["metric"] == "iou") & (localization["query"] == "cls")]
@@ -141,12 +142,15 @@ def _effect_columns(
 
 
 def head_scores_table(scores: Mapping[str, Floats], methods: Mapping[str, Method], indices: Indices) -> pd.DataFrame:
-    """One row a method and head: mean score over its n pictures, its rank and its 95 % interval."""
+    """One row a method and head: mean score over its n pictures, its rank and its 95 % interval.
+
+    Scores are oriented, as everywhere in tables: larger = the head matters more, whatever the direction of the method.
+    """
     rows = []
     for name, found in scores.items():
-        interval = interval_over_images(found, indices(len(found)))
-        oriented_mean = oriented(found, methods[name]).mean(axis=0)
-        rank = ranks(oriented_mean) if np.ptp(oriented_mean) > 0 else np.full(oriented_mean.shape, np.nan)
+        turned = oriented(found, methods[name])
+        interval, mean = interval_over_images(turned, indices(len(found))), turned.mean(axis=0)
+        rank = ranks(mean) if np.ptp(mean) > 0 else np.full(mean.shape, np.nan)
         layer, head = (part.ravel() for part in np.indices(interval.value.shape))
         rows.append(
             pd.DataFrame(
@@ -173,7 +177,9 @@ def methods_table(
     timings: Mapping[str, Mapping[str, float]],
     completeness: Mapping[str, float],
 ) -> pd.DataFrame:
-    """One row a method: what it is and what it cost. Seconds and memory differ between runs; nothing else does."""
+    """One row a method: what it is and what it costs per picture, in passes as counted and in forward passes as
+    measured (``forwards_measured``: its seconds over those of a plain forward pass of the same pictures). What is
+    measured differs between runs; nothing else does."""
     rows = []
     for name, method in methods.items():
         forwards, backwards = cost(method, settings, num_layers=num_layers, num_targets=num_targets)
@@ -188,6 +194,7 @@ def methods_table(
                 "direction": method.direction,
                 "forwards": forwards,
                 "backwards": backwards,
+                "forwards_measured": measured.get("forwards_measured", np.nan),
                 "seconds": measured.get("seconds", np.nan),
                 "peak_mb": measured.get("peak_mb", np.nan),
                 "completeness_delta": completeness.get(name, np.nan),

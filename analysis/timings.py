@@ -1,4 +1,5 @@
-"""How long each piece of each score took, in which process, and how much memory that process had needed by then.
+"""How long each piece of each score took beside a plain forward pass of its pictures, in which process, and how much
+memory that process had needed by then.
 
 Takes the records of finished pieces; keeps them in ``timings.json`` beside the scores, so that a run that went on or
 grew still knows them. Knows nothing of what was computed.
@@ -15,7 +16,7 @@ from typing import Any
 
 from analysis.report import write_atomically
 
-# Name of a score -> digest of a piece -> seconds, peak_mb, process.
+# Name of a score -> digest of a piece -> seconds, peak_mb, process, forward_seconds (not in records of old runs).
 Timings = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -53,12 +54,14 @@ def add_timings(folder: Path, name: str, records: Mapping[str, Mapping[str, Any]
 
 
 def summary(timings: Timings, name: str, pieces: Iterable[str]) -> dict[str, float]:
-    """Seconds and peak memory of these pieces of a score together; empty where nothing is known of one of them."""
+    """Seconds and peak memory of these pieces of a score together, and its price in forward passes as measured: seconds
+    over those of plain forward passes of the same pieces, where these are known of all. Empty where nothing is known of
+    one piece."""
     found = timings.get(name, {})
     wanted = list(pieces)
     if not all(sha256 in found for sha256 in wanted):
         return {}
-    return {
-        "seconds": sum(found[sha256]["seconds"] for sha256 in wanted),
-        "peak_mb": max(found[sha256]["peak_mb"] for sha256 in wanted),
-    }
+    seconds = sum(found[sha256]["seconds"] for sha256 in wanted)
+    measured = {"seconds": seconds, "peak_mb": max(found[sha256]["peak_mb"] for sha256 in wanted)}
+    forward = sum(found[sha256].get("forward_seconds", float("nan")) for sha256 in wanted)
+    return measured | {"forwards_measured": seconds / forward} if forward > 0 else measured

@@ -25,14 +25,12 @@ from analysis.agreement import (
     top_overlap,
 )
 from analysis.intervals import Indices, centred_interval
+from analysis.jackknife import HALVES, LEAST_PICTURES, blocks_left_out, jackknife_interval
 
 COLUMNS = ("truth_a", "truth_b", "estimator", "statistic", "value", "ci_low", "ci_high", "n")
 PAIR_STATISTICS = ("spearman", "spearman_within_layers", "top_10")
 SELF_STATISTICS = ("spearman_split_half", "spearman_brown", "pictures_for_reliability_0_9")
 ENOUGH = 0.9  # the reliability that the last of these asks for
-_95_PERCENT = 1.959963984540054  # standard errors on either side
-_JACKKNIFE_HALVES = 40
-_JACKKNIFE_BLOCKS = 256  # more pictures than this are left out some at a time
 
 
 def truth_table(
@@ -97,17 +95,11 @@ def _split_half(truth: NDArray[np.floating], estimator: str, num_halves: int, se
     n = len(truth)
     first, second = random_halves(n, num_halves, seed)
     value = _mean_rho(truth, first, second, estimator)
-    if n < 4:
+    if n < LEAST_PICTURES:
         return value, np.nan, np.nan
-    first, second = first[:_JACKKNIFE_HALVES], second[:_JACKKNIFE_HALVES]
-    blocks = np.array_split(np.arange(n), min(n, _JACKKNIFE_BLOCKS))
-    kept = np.ones((len(blocks), n))
-    for place, block in enumerate(blocks):
-        kept[place, block] = 0
-    left_out = np.array([_mean_rho(truth, first * row, second * row, estimator) for row in kept])
-    error = np.sqrt((len(blocks) - 1) / len(blocks) * ((left_out - left_out.mean()) ** 2).sum())
-    low, high = np.clip([value - _95_PERCENT * error, value + _95_PERCENT * error], -1.0, 1.0)
-    return value, float(low), float(high)
+    first, second = first[:HALVES], second[:HALVES]
+    left_out = np.array([_mean_rho(truth, first * row, second * row, estimator) for row in blocks_left_out(n)])
+    return value, *jackknife_interval(value, left_out)
 
 
 def _mean_rho(truth: NDArray[np.floating], first: Floats, second: Floats, estimator: str) -> float:

@@ -203,7 +203,8 @@ def study():
 def test_table_is_tidy_ordered_and_reproducible(study):
     methods, truths, signed, indices, table = study
     assert list(table.columns) == [
-        "method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross", "noise_ceiling", "n",
+        "method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross",
+        "cross_ci_low", "cross_ci_high", "noise_ceiling", "n",
     ]  # fmt: skip
     keys = []
     for method in methods:
@@ -242,6 +243,17 @@ def test_rows_equal_a_loop_over_resamples(study, estimator, average, method, tru
     halves = ag.random_halves(40, 60, seed=7)[0] == 1
     cross = [rho(np.flatnonzero(half), np.flatnonzero(~half)) for half in halves]
     assert row["value_cross"] == pytest.approx(np.mean(cross), abs=1e-12)
+    if estimator == "trimmed":
+        assert np.isnan(row["cross_ci_low"]) and np.isnan(row["cross_ci_high"])
+    else:
+        left_out = [
+            np.mean([rho([i for i in everyone if half[i] and i != gone], [i for i in everyone if not half[i] and
+                     i != gone]) for half in halves[:40]])
+            for gone in everyone
+        ]  # fmt: skip
+        error = np.sqrt(39 * np.var(left_out))
+        limits = np.clip(stats.norm.interval(0.95, row["value_cross"], error), -1, 1)
+        np.testing.assert_allclose([row["cross_ci_low"], row["cross_ci_high"]], limits, atol=1e-12)
     split = [
         stats.spearmanr(aggregate(target, np.flatnonzero(half)), aggregate(target, np.flatnonzero(~half))).statistic
         for half in halves
@@ -256,6 +268,15 @@ def test_the_truth_agrees_with_itself_up_to_its_own_noise(study):
     np.testing.assert_allclose(same["ci_low"], 1.0)
     np.testing.assert_allclose(same["value_cross"], same["noise_ceiling"] ** 2, atol=1e-12)
     assert (same["value_cross"] < 1).all()
+
+
+def test_rank_correlations_of_means_alone_have_an_interval_across_pictures(study):
+    table = study[-1].dropna(subset=["value_cross"])
+    with_one = table["statistic"].str.startswith("spearman") & (table["estimator"] == "mean")
+    assert (table[["cross_ci_low", "cross_ci_high"]].notna().all(axis=1) == with_one).all()
+    three = {name: found[:3] for name, found in study[0].items()}
+    few = ag.agreement_table(three, {"zero": study[1]["zero"][:3]}, study[2], bootstrap_indices(3, 20), 0)
+    assert few["value_cross"].notna().any() and few["cross_ci_low"].isna().all()
 
 
 def test_controls_in_the_table(study):

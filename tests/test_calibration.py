@@ -56,6 +56,43 @@ def test_rows_equal_a_loop_over_resamples(study, method, level):
     np.testing.assert_allclose(row[["r2_ci_low", "r2_ci_high"]].to_numpy(float), [low[3], min(high[3], 1)], atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["noisy", "few"])
+@pytest.mark.parametrize("level", ["mean", "picture"])
+def test_without_the_head_of_the_largest_effect(study, method, level):
+    scores, truth, table = study
+    row = table[(table["method"] == method) & (table["level"] == level)].iloc[0]
+    n = len(scores[method])
+    sizes = np.abs(truth[:n].mean(axis=0))
+    layer, head = (int(row[name]) for name in ("largest_layer", "largest_head"))
+    assert sizes[layer, head] == sizes.max()
+    kept = [(a, b) for a in range(3) for b in range(4) if (a, b) != (layer, head)]
+
+    def of(pictures):
+        x, y = (np.stack([part[np.asarray(pictures), a, b] for a, b in kept], 1) for part in (scores[method], truth))
+        return fits(x.mean(0), y.mean(0)) if level == "mean" else fits(x.ravel(), y.ravel())
+
+    value = np.array(of(range(n)))
+    replicates = np.array([of(drawn) for drawn in indices(n)])
+    low, high = np.percentile(replicates, [2.5, 97.5], axis=0) + value - replicates.mean(axis=0)
+    low, high = np.minimum(low, value), np.maximum(high, value)
+    for name, at, top in (("slope", 0, np.inf), ("r2", 3, 1.0)):
+        found = row[[f"{name}_without_largest{end}" for end in ("", "_ci_low", "_ci_high")]].to_numpy(float)
+        np.testing.assert_allclose(found, [value[at], low[at], min(high[at], top)], atol=1e-10)
+
+
+def test_one_head_can_carry_a_slope():
+    """All heads but one are predicted at twice their effect, the large one at half of it."""
+    rng = np.random.default_rng(5)
+    truth = rng.uniform(0.9, 1.1, (10, 2, 3)) * np.array([[1.0, 2.0, 3.0], [2.0, 1.0, -100.0]])
+    predicted = 2 * truth
+    predicted[:, 1, 2] = truth[:, 1, 2] / 2
+    row = cb.calibration_table({"m": predicted}, truth, indices).iloc[0]
+    assert (row["largest_layer"], row["largest_head"]) == (1, 2)
+    assert row["slope"] == pytest.approx(2.0, abs=0.02) and row["slope_without_largest"] == pytest.approx(0.5)
+    alone = cb.calibration_table({"m": predicted[:, :1, :1]}, truth[:, :1, :1], indices)
+    assert alone[[name for name in alone if "without" in name]].isna().all(axis=None)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
 def test_known_predictions(study, scale):
     truth = scale * study[1]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis import differences as df
+from analysis.agreement import agreement_table, random_halves
 from analysis.intervals import bootstrap_indices
 
 REPLICATES = 250
@@ -33,7 +34,14 @@ def study():
         "good_again": np.zeros(1),
     }
     scores["good_again"] = 3 * scores["good"]
-    return scores, truth, df.difference_table(scores, truth, {"control"}, indices)
+    return scores, truth, table_of(scores, truth)
+
+
+def table_of(scores, truth, pictures="same", controls=("control",)):
+    """The rows of one truth and kind of pictures."""
+    table = df.difference_table(scores, {"zero": truth}, controls, indices, 3, num_halves=50)
+    assert set(table["truth"]) == {"zero"} and list(dict.fromkeys(table["pictures"])) == ["same", "different"]
+    return table[table["pictures"] == pictures].reset_index(drop=True)
 
 
 def rho(scores, truth, pictures):
@@ -41,10 +49,15 @@ def rho(scores, truth, pictures):
     return stats.spearmanr(*pair).statistic
 
 
+def apart(scores, truth, half, rest):
+    return stats.spearmanr(scores[half].mean(axis=0).ravel(), truth[rest].mean(axis=0).ravel()).statistic
+
+
 def test_columns_order_and_the_best_among_methods_on_trial(study):
     table = study[-1]
     assert list(table.columns) == [
-        "method", "best", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm", "n",
+        "truth", "pictures", "method", "best", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm",
+        "n",
     ]  # fmt: skip
     assert table["method"].tolist() == ["middling", "control", "few", "flat", "bad", "good_again"]
     assert set(table["best"]) == {"good"}  # the control's rho is 1, and yet
@@ -82,30 +95,87 @@ def test_the_same_scores_in_another_unit_differ_by_nothing(study):
 def test_scores_that_order_nothing_have_no_p_and_cost_the_others_nothing(study):
     scores, truth, table = study
     assert table.set_index("method").loc["flat", ["difference", "p", "p_holm"]].isna().all()
-    without = df.difference_table({k: v for k, v in scores.items() if k != "flat"}, truth, {"control"}, indices)
+    without = table_of({k: v for k, v in scores.items() if k != "flat"}, truth)
     assert table[table["method"] != "flat"].reset_index(drop=True).equals(without)
 
 
 def test_a_truth_of_fewer_pictures_cuts_all(study):
     scores, truth, _ = study
-    table = df.difference_table(scores, truth[:10], ["control"], indices).set_index("method")
-    cut = df.difference_table({k: v[:10] for k, v in scores.items()}, truth[:10], ["control"], indices)
-    assert table["n"].to_dict() == {**dict.fromkeys(table.index, 10), "few": 8}
-    assert table.reset_index().equals(cut)
+    for pictures in ("same", "different"):
+        table = table_of(scores, truth[:10], pictures)
+        best = table["best"].iloc[0]  # on different pictures the one of 8 happens to come first
+        assert table["n"].tolist() == [8 if "few" in (name, best) else 10 for name in table["method"]]
+        assert table.equals(table_of({k: v[:10] for k, v in scores.items()}, truth[:10], pictures))
 
 
-def test_p_of_the_null_is_about_uniform():
-    """Two methods as good as each other: small p are as rare as they say, up to the roughness of few pictures."""
+@pytest.mark.parametrize("method", ["middling", "few", "bad"])
+def test_different_pictures_equal_a_loop_over_halves_and_pictures(study, method):
+    scores, truth, _ = study
+    row = table_of(scores, truth, "different").set_index("method").loc[method]
+    n = len(scores[method])
+    halves = random_halves(n, 50, 3)[0] == 1
+
+    def cross(name, kept, halves):
+        return np.mean([apart(scores[name], truth, [i for i in kept if half[i]], [i for i in kept if not half[i]])
+                        for half in halves])  # fmt: skip
+
+    def gap(kept, halves):
+        return cross("good", kept, halves) - cross(method, kept, halves)
+
+    assert row["best"] == "good" and row["n"] == n
+    value = gap(range(n), halves)
+    left_out = [gap([i for i in range(n) if i != gone], halves[:40]) for gone in range(n)]
+    error = np.sqrt((n - 1) * np.var(left_out))
+    expected = [value, *stats.norm.interval(0.95, value, error)]
+    found = row[["difference", "difference_ci_low", "difference_ci_high"]].to_numpy(float)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert row["p"] == pytest.approx(2 * stats.norm.cdf(-abs(value / error)))
+
+
+def test_the_best_on_different_pictures_is_the_highest_value_cross(study):
+    scores, truth, _ = study
+    own = {
+        name: agreement_table({name: found}, {"zero": truth[: len(found)]}, {name: True}, indices(len(found)), 3,
+                              num_halves=50).iloc[0]["value_cross"]
+        for name, found in scores.items() if name not in ("control", "flat")
+    }  # fmt: skip
+    table = table_of(scores, truth, "different")
+    assert set(table["best"]) == {max(own, key=own.get)} == {"good"}
+    row = table.set_index("method").loc["middling"]
+    assert row["difference"] == pytest.approx(own["good"] - own["middling"], abs=1e-12)
+    twin = table.set_index("method").loc["good_again"]
+    assert twin["difference"] == 0 and twin["p"] == 1
+    assert table.set_index("method").loc["flat", ["difference", "difference_ci_low", "p", "p_holm"]].isna().all()
+
+
+def test_each_truth_has_a_best_of_its_own_and_holm_is_taken_within_it(study):
+    scores, truth, table = study
+    other = scores["bad"] + 0.1 * scores["middling"]
+    both = df.difference_table(scores, {"zero": truth, "other": other}, {"control"}, indices, 3, num_halves=50)
+    assert both.drop_duplicates(["truth", "pictures"])[["truth", "pictures", "best"]].to_numpy().tolist() == [
+        ["zero", "same", "good"], ["zero", "different", "good"],
+        ["other", "same", "bad"], ["other", "different", "bad"],
+    ]  # fmt: skip
+    assert both[(both["truth"] == "zero") & (both["pictures"] == "same")].reset_index(drop=True).equals(table)
+    for _, part in both.groupby(["truth", "pictures"]):
+        np.testing.assert_array_equal(part["p_holm"], df.holm(part["p"].to_numpy()))
+
+
+@pytest.mark.parametrize(("pictures", "lowest"), [("same", 0.01), ("different", 0.005)])
+def test_p_of_the_null_is_about_uniform(pictures, lowest):
+    """Two methods as good as each other: small p are as rare as they say, up to the roughness of few pictures; rarer on
+    different pictures, where the jackknife errs on the wide side."""
     rng = np.random.default_rng(4)
     found = []
     for _ in range(80):
         effect = rng.normal(size=(3, 8))
         truth, a, b = (effect + 2 * rng.normal(size=(24, 3, 8)) for _ in range(3))
-        table = df.difference_table({"a": a, "b": b}, truth, (), indices)
-        assert table["difference"].item() >= 0
-        found.append(table["p"].item())
-    assert 0.01 <= np.mean(np.array(found) < 0.1) <= 0.22
-    assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.2)
+        row = table_of({"a": a, "b": b}, truth, pictures, ()).iloc[0]
+        assert row["difference"] >= 0
+        found.append(row["p"])
+    assert lowest <= np.mean(np.array(found) < 0.1) <= 0.22
+    assert np.mean(np.array(found) < 0.5) <= 0.7
+    assert np.mean(np.array(found) < 0.5) >= lowest * 30
 
 
 def test_bootstrap_p_by_hand():
@@ -144,4 +214,4 @@ def test_refuses_where_no_method_orders_the_heads(study):
     scores, truth, _ = study
     for given_scores in ({"flat": scores["flat"]}, {"control": truth}, {}):
         with pytest.raises(ValueError, match="expected a method on trial"):
-            df.difference_table(given_scores, truth, {"control"}, indices)
+            df.difference_table(given_scores, {"zero": truth}, {"control"}, indices, 3)

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from analysis import forecast as forecasts
-from analysis.forecast import forecast, forward_seconds, total_forwards
+from analysis.forecast import forecast, forward_seconds, plain_forward_seconds, total_forwards
 from analysis.models import open_model
+from analysis.out_of_memory import BatchSize
 from analysis.passes import Pass
 from analysis.pictures import Pictures
+from attribution.batch import Batch
 
 NOTHING = {"compute": lambda *_: {}}
 PASSES = [
@@ -50,3 +52,21 @@ def test_seconds_are_those_of_one_picture(monkeypatch):
     monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(clock))
     assert forward_seconds(opened, pictures) == 8 / 16  # 16 of them in one pass, timed after a first one
     assert seen == [(2, True), (16, True)]
+
+
+def test_a_plain_pass_takes_all_pictures_in_passes_as_large_as_the_methods(monkeypatch):
+    opened = open_model("tiny-random", "cpu")
+    batch = Batch(torch.zeros(5, 3, 224, 224), torch.zeros(5, 3), torch.arange(5), torch.zeros(3, 224, 224))
+    seen, clock = [], iter([1.0, 5.0, 7.5])
+
+    def scarce(_, args):
+        seen.append((len(args[0]), torch.is_inference_mode_enabled()))
+        if len(args[0]) > 2:
+            raise MemoryError("none left")
+
+    opened.model.register_forward_pre_hook(scarce)
+    monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(clock))
+    size = BatchSize(4)
+    assert plain_forward_seconds(opened, batch, size) == 2.5  # without the pass that did not fit
+    assert size.pictures == 2
+    assert [count for count, _ in seen] == [4, 2, 2, 1, 2, 2, 1] and all(inference for _, inference in seen)

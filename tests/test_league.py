@@ -57,7 +57,7 @@ def tables(study, agreement):
         "families": {name: "control" if name in CONTROLS else "gates" for name in scores},
         "forwards": forwards,
         "controls": CONTROLS,
-        "differences": difference_table(scores, truths["zero"], CONTROLS, indices),
+        "differences": difference_table(scores, truths, CONTROLS, indices, 5, num_halves=20),
         "at_cost": ablation_at_cost_table(truths["zero"], {k: forwards[k] for k in on_trial},
                                           {k: len(v) for k, v in on_trial.items()}, 20.0, 0),
         "calibration": calibration_table({"good": scores["good"]}, truths["zero"], indices),
@@ -142,6 +142,8 @@ def test_every_column_comes_from_its_table(tables, table):
         "kendall": ("zero", "mean", "kendall", "value"), "top_5": ("zero", "mean", "top_5", "value"),
         "top_10": ("zero", "mean", "top_10", "value"), "rbo": ("zero", "mean", "rbo", "value"),
         "value_cross": ("zero", "mean", "spearman", "value_cross"),
+        "cross_ci_low": ("zero", "mean", "spearman", "cross_ci_low"),
+        "cross_ci_high": ("zero", "mean", "spearman", "cross_ci_high"),
         "noise_ceiling": ("zero", "mean", "spearman", "noise_ceiling"), "n": ("zero", "mean", "spearman", "n"),
     }  # fmt: skip
     for method in table.index:
@@ -150,8 +152,11 @@ def test_every_column_comes_from_its_table(tables, table):
             assert table.loc[method, column] == pytest.approx(expected, nan_ok=True), column
     for column, source in (("difference_from_best", "difference"), ("difference_ci_low", "difference_ci_low"),
                            ("difference_ci_high", "difference_ci_high"), ("p_holm", "p_holm")):  # fmt: skip
-        for row in tables["differences"].to_dict("records"):
-            assert table.loc[row["method"], column] == pytest.approx(row[source], nan_ok=True)
+        rows = tables["differences"].query("truth == 'zero'").to_dict("records")
+        for row in rows:
+            prefix = "cross_" if row["pictures"] == "different" else ""
+            assert table.loc[row["method"], prefix + column] == pytest.approx(row[source], nan_ok=True)
+        assert {row["pictures"] for row in rows} == {"same", "different"}
     for column, source in (("pictures", "num_pictures_paid"), ("cross", "spearman_cross"), ("same", "spearman_same"),
                            ("matched", "spearman_matched")):  # fmt: skip
         for row in tables["at_cost"].to_dict("records"):
@@ -170,13 +175,26 @@ def test_every_column_comes_from_its_table(tables, table):
 
 
 def test_order_controls_best_and_duplicates(tables, table):
-    values = table["spearman"].to_numpy()
+    values = table["value_cross"].to_numpy()
     assert np.isnan(values[-1]) and (np.diff(values[:-1]) <= 0).all()
     assert table.index[-1] == "flat" and table.index[:2].tolist() == ["good", "again"]  # equals in their order
     assert table.index[table["is_control"]].tolist() == ["layer_index", "flat"]
-    assert table.loc["good", "difference_from_best"] == 0 and np.isnan(table.loc["good", "p_holm"])
+    for prefix in ("", "cross_"):
+        assert table.loc["good", f"{prefix}difference_from_best"] == 0
+        assert np.isnan(table.loc["good", f"{prefix}p_holm"])
     assert table["same_as"].to_dict() == {**dict.fromkeys(table.index, ""), "again": "good"}
     assert table.loc["path", "n"] == 8 and table["n"].dtype.kind == "i"
+
+
+def test_the_price_test_takes_value_cross_and_the_matched_sweep(tables, table):
+    at_cost = tables["at_cost"].set_index("method")["spearman_matched"]
+    judged = {}
+    for method in table.index:
+        cross = row_of(tables["agreement"], method, "zero", "mean", "spearman")["value_cross"]
+        known = method in at_cost and not np.isnan(at_cost[method]) and not np.isnan(cross)
+        judged[method] = cross > at_cost[method] if known else None
+    found = {name: None if pd.isna(won) else won for name, won in table["beats_ablation_at_cost"].items()}
+    assert found == judged and set(judged.values()) == {True, False, None}
 
 
 def test_better_than_layer_index_counts_truths(study, tables, table):
@@ -202,6 +220,7 @@ def test_what_was_not_given_is_missing_and_another_truth_may_lead(tables):
     full = league.league_table(**tables)
     assert list(bare.columns) == [name for name in full.columns if name != "method"]
     assert bare["difference_from_best"].isna().all() and (bare["same_as"] == "").all()
+    assert bare["cross_difference_from_best"].isna().all() and bare["beats_ablation_at_cost"].isna().all()
     assert bare["ablation_at_cost_cross"].isna().all() and bare["calibration_r2"].isna().all()
     assert bare.loc["good", "spearman"] == row_of(tables["agreement"], "good", "few", "mean", "spearman")["value"]
     assert bare.loc["magnitude", "n"] == 6

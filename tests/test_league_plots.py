@@ -43,6 +43,7 @@ def league_tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             row |= {"within_layers": skill - 0.1, "value_cross": skill - 0.05, "noise_ceiling": 0.93}
             row |= {"difference_from_best": 0.0, "p_holm": 0.5, "same_as": "gate_ixg" if method == "layer_ig" else ""}
             row["ablation_at_cost_matched"] = 0.9 * (1 - np.exp(-forwards / 60)) if forwards else np.nan
+            row["beats_ablation_at_cost"] = np.nan if control else row["value_cross"] > row["ablation_at_cost_matched"]
             rows.append(row)
             for at, truth in enumerate(TRUTHS):
                 value = skill - 0.04 * at + rng.normal(0, 0.03)
@@ -119,9 +120,9 @@ def test_league_heatmap_orders_by_the_league_and_puts_each_number_in_its_cell(ta
     league = tables["league"]
     figure = league_plots.league_heatmap(tables["agreement"].sample(frac=1, random_state=0), league, truths=TRUTHS)
     left, right = figure.axes[:2]
-    ordered = league.sort_values("spearman", ascending=False, kind="stable")
+    ordered = league.sort_values("value_cross", ascending=False, kind="stable")
     rows = tables["agreement"].query("estimator == 'mean' and statistic == 'spearman'")
-    values = rows.pivot(index="method", columns="truth", values="value").loc[ordered["method"], list(TRUTHS)]
+    values = rows.pivot(index="method", columns="truth", values="value_cross").loc[ordered["method"], list(TRUTHS)]
     assert left.images[0].get_array().tolist() == values.to_numpy().tolist()
     assert right.images[0].get_array().tolist() == ordered[[f"rank_{t}" for t in TRUTHS]].to_numpy().tolist()
     assert labels_of(left.xaxis) == ["zero", "mean", "resample", "counterfactual", "shapley"]
@@ -140,7 +141,7 @@ def test_league_heatmap_marks_duplicates_fewer_pictures_and_controls(tables):
 
 def test_league_heatmap_without_ranks_or_values_draws_them_as_missing(tables):
     league = tables["league"].drop(columns="rank_shapley").assign(same_as=np.nan)
-    league.loc[3, "spearman"] = np.nan
+    league.loc[3, "value_cross"] = np.nan
     agreement = tables["agreement"].query("method != 'chefer'")
     figure = league_plots.league_heatmap(agreement, league, truths=["shapley"])
     left, right = figure.axes[:2]

@@ -55,9 +55,11 @@ def synthetic_tables(num_layers: int = 12, num_heads: int = 6, seed: int = 0) ->
     for at, method in enumerate(METHODS):
         for statistic, shift in (("spearman", 0.0), ("spearman_within_layers", 0.12), ("kendall", 0.2)):
             value = 0.0 if method == "random" else 0.93 - 0.075 * at - shift
-            bounds = (value - 0.11, min(value + 0.07, 1), value - 0.05, 0.91 - shift)
+            cross = value - 0.05 + 0.02 * (at % 3)  # not quite in the order of the same pictures
+            bounds = (value - 0.11, min(value + 0.07, 1), cross, cross - 0.08, min(cross + 0.06, 1), 0.91 - shift)
             rows.append((method, "ablation_zero", "mean", statistic, value, *bounds, 256))
-    names = "method truth estimator statistic value ci_low ci_high value_cross noise_ceiling n"
+    names = "method truth estimator statistic value ci_low ci_high value_cross cross_ci_low cross_ci_high"
+    names += " noise_ceiling n"
     agreement = pd.DataFrame(rows, columns=names.split())
 
     rows = []
@@ -292,14 +294,17 @@ def test_agreement_bars_are_sorted_by_the_first_statistic_in_every_panel(tables)
     shuffled = tables["agreement"].sample(frac=1, random_state=3)
     figure = method_plots.agreement_bars(shuffled)
     first, second = figure.axes
-    rows = tables["agreement"].query("statistic == 'spearman'").sort_values("value", ascending=False)
+    rows = tables["agreement"].query("statistic == 'spearman'").sort_values("value_cross", ascending=False)
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names == rows["method"].tolist()
-    assert [bar.get_width() for bar in first.patches] == rows["value"].tolist()
+    assert [bar.get_width() for bar in first.patches] == rows["value_cross"].tolist()
     within = tables["agreement"].query("statistic == 'spearman_within_layers'").set_index("method")
-    assert [bar.get_width() for bar in second.patches] == within.loc[names, "value"].tolist()
-    cross = next(c for c in first.collections if c.get_label() == "different pictures")
-    assert cross.get_offsets()[:, 0].tolist() == rows["value_cross"].tolist()
+    assert [bar.get_width() for bar in second.patches] == within.loc[names, "value_cross"].tolist()
+    same = next(c for c in first.collections if c.get_label() == "the same pictures")
+    assert same.get_offsets()[:, 0].tolist() == rows["value"].tolist()
+    interval = next(c for c in first.collections if c.get_label() == "its 95 % interval")
+    ends = [[segment[0][0], segment[1][0]] for segment in interval.get_segments()]
+    assert ends == rows[["cross_ci_low", "cross_ci_high"]].to_numpy().tolist()
     ceiling = next(c for c in first.collections if "ceiling" in c.get_label())
     assert {segment[0][0] for segment in ceiling.get_segments()} == {0.91}
 
@@ -313,7 +318,7 @@ def test_agreement_bars_hatch_the_controls_alone(tables):
 
 def test_agreement_bars_put_methods_without_a_value_last_and_say_so(tables):
     agreement = tables["agreement"].copy()
-    agreement.loc[agreement["method"] == "gate_ig_out", "value"] = np.nan
+    agreement.loc[agreement["method"] == "gate_ig_out", "value_cross"] = np.nan
     first = method_plots.agreement_bars(agreement).axes[0]
     assert first.get_yticklabels()[-1].get_text() == "gate_ig_out"
     assert texts(first) == ["no value"]

@@ -1,6 +1,7 @@
 import numpy as np
+import pandas as pd
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import rankdata, trim_mean
 
 from analysis.intervals import bootstrap_indices
 from analysis.scorecard import Truth, head_scores_table, methods_table, oriented, ranks, scorecard_table
@@ -66,8 +67,26 @@ def test_head_scores_are_tidy():
     assert row["ci_low"] <= row["score"] <= row["ci_high"]
 
 
+def test_scores_of_every_table_are_larger_where_the_head_matters_more():
+    """A method of direction "-" is turned round, interval and all: its scores here are those of a signed twin."""
+    table, scorecard = head_scores_table(SCORES, METHODS, indices), card()
+    rows = {name: part.reset_index(drop=True) for name, part in table.groupby("method")}
+    numbers = ["layer", "head", "score", "rank", "n"]
+    pd.testing.assert_frame_equal(rows["small_is_good"][numbers], rows["good"][numbers])
+    for limit in ("ci_low", "ci_high"):
+        np.testing.assert_allclose(rows["small_is_good"][limit], rows["good"][limit], atol=1e-12)
+    for name in ("good", "small_is_good"):
+        np.testing.assert_array_equal(rows[name]["score"], scorecard[f"score_{name}"])
+        np.testing.assert_array_equal(rows[name]["rank"], scorecard[f"rank_{name}"])
+        np.testing.assert_array_equal(rows[name]["rank"], rankdata(-rows[name]["score"]))
+
+
 def test_methods_say_what_they_cost():
     methods = {"a": Method("a", lambda *_: None, forwards=lambda s, layers, targets: s.steps * targets, backwards=2)}
-    table = methods_table(methods, MethodSettings(steps=5), 12, 3, {"a": {"seconds": 1.5}}, {"a": 0.01})
-    assert table.loc[0, ["forwards", "backwards", "seconds", "completeness_delta"]].tolist() == [15, 2, 1.5, 0.01]
+    table = methods_table(methods, MethodSettings(steps=5), 12, 3, {"a": {"seconds": 1.5, "forwards_measured": 11.5}},
+                          {"a": 0.01})  # fmt: skip
+    columns = ["forwards", "backwards", "forwards_measured", "seconds", "completeness_delta"]
+    assert table.loc[0, columns].tolist() == [15, 2, 11.5, 1.5, 0.01]
+    unknown = methods_table(methods, MethodSettings(steps=5), 12, 3, {}, {})
+    assert unknown[["forwards_measured", "seconds"]].isna().all(axis=None)
     assert np.isnan(table.loc[0, "peak_mb"])

@@ -18,6 +18,15 @@ def test_seconds_add_up_and_memory_is_the_most():
     assert summary(KNOWN, "m", iter(["a", "c"])) == {"seconds": 3.5, "peak_mb": 400.0}
 
 
+def test_a_price_is_measured_in_plain_forward_passes_of_the_same_pieces():
+    known = {"m": {key: one | {"forward_seconds": forward} for (key, one), forward in zip(
+        KNOWN["m"].items(), (0.5, 0.25, 1.0), strict=True)}}  # fmt: skip
+    assert summary(known, "m", ["a", "b"])["forwards_measured"] == (1.5 + 0.25) / (0.5 + 0.25)
+    assert summary(known, "m", ["c"])["forwards_measured"] == 2.0
+    del known["m"]["a"]["forward_seconds"]  # as in runs from before it was measured
+    assert summary(known, "m", ["a", "b"]) == {"seconds": 1.75, "peak_mb": 500.0}
+
+
 @pytest.mark.parametrize(("name", "pieces"), [("m", ["a", "unknown"]), ("n", ["a"]), ("m", ["unknown"])])
 def test_nothing_is_said_where_a_piece_is_unknown(name, pieces):
     assert summary(KNOWN, name, pieces) == {}
