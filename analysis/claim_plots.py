@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within
 from analysis.plan import read_plan
@@ -46,7 +47,7 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     num_columns = min(2, len(quantities))
     num_rows = -(-len(quantities) // num_columns)
     figure = Figure((6.2 * num_columns, 1.5 + num_rows * (1.4 + 0.42 * len(runs))), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06}).ravel()
     for ax, quantity in zip(panels, quantities, strict=False):
         _panel(ax, claim, found[found["quantity"] == quantity], quantity, runs, presets)
     for ax in panels[len(quantities) :]:
@@ -94,6 +95,8 @@ def _panel(ax: Axes, claim: str, rows: pd.DataFrame, quantity: str, runs: list[s
         effect_scale(ax, "x", drawn, label, linear_within(drawn))
     else:
         ax.set_xlabel(label, fontsize=9)
+    if label == "heads":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _claimed(ax, claim, quantity, drawn)
 
 
@@ -102,8 +105,9 @@ def _measured(ax: Axes, row: Row, place: int, colour: str) -> list[float]:
     below it, where one does, what is left without. Gives the numbers drawn."""
     drawn = [row["value"], *_interval(ax, row, "", place, colour, 2.0)]
     is_fragile = row["changes_without_one"] == "yes"
-    ax.plot(row["value"], place, "o", color=colour, markerfacecolor="white" if is_fragile else colour, markersize=6,
-            label=None if is_fragile else f"measured, {row['preset']} pictures", zorder=3)  # fmt: skip
+    ax.plot([], [], "o", color=colour, markersize=6, label=f"measured, {row['preset']} pictures")
+    inside = "white" if is_fragile else colour
+    ax.plot(row["value"], place, "o", color=colour, markerfacecolor=inside, markersize=6, zorder=3)
     if is_fragile:
         ax.plot(
             [], [], "o", color=GREY, markerfacecolor="white", markersize=6, label="one picture (head) changes the word"
