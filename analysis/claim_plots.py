@@ -1,35 +1,44 @@
-"""A figure a claim: what was published, what the released procedure gives, what was measured, and where the plan draws
-its lines.
+"""A figure a claim: what was published, what the released procedure gives, what was measured in each model and what
+that says, where the plan draws its lines, and what leaving one picture out or trimming makes of it.
 
-Takes the tables of :mod:`analysis.claims`; gives a `Figure`. The conventions are those of `analysis.plots`.
+Takes the tables of :mod:`analysis.claim_tables`; gives a `Figure`. The conventions are those of `analysis.plots`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within
 from analysis.plan import read_plan
+from analysis.verdict_rules import BESIDE, GUARD, MEASURED_ONLY, VERSION_1, rule_of
 
 # Of the study, in the units of the quantities (0.11 % and 0.34 % of a baseline of 2465.65, label variance 654).
 PUBLISHED = {
     "mean effect of layers 1-3": 0.41,
     "sd over their heads": 0.34,
+    "mean effect of layers 1-3 over the study's own": 1.0,
     "effect of layer 6 over that of layers 1-3": 3.1,
 }
-WIDTH = 46
+WIDTH = 44
+BAND = "0.9"
+OFFSET = 0.27  # of a row, to the trimmed mean above and to what is left without one below
+
+Row = Mapping[Hashable, Any]
 
 
 def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Figure:
-    """Every quantity of a claim, a panel each, a row a run. ValueError for a claim that the tables do not have."""
-    found = table[table["claim"] == claim]
+    """Every quantity of a claim, a panel each, a row a run; but what version 1 of the plan judged by. ValueError for a
+    claim that the tables do not have."""
+    found = table[(table["claim"] == claim) & (table["part"] != VERSION_1)]
     if found.empty:
         raise ValueError(f"claims: no rows of {claim}")
     quantities = list(dict.fromkeys(found["quantity"]))
@@ -37,75 +46,105 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     presets = list(dict.fromkeys(found["preset"]))
     num_columns = min(2, len(quantities))
     num_rows = -(-len(quantities) // num_columns)
-    figure = Figure(
-        (5.4 * num_columns if num_columns > 1 else 6.8, 1.3 + num_rows * (1.3 + 0.3 * len(runs))), layout="constrained"
-    )
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for ax, quantity in zip(panels[: len(quantities)], quantities, strict=True):
-        _panel(ax, found[found["quantity"] == quantity], quantity, runs, presets)
+    figure = Figure((6.2 * num_columns, 1.5 + num_rows * (1.4 + 0.42 * len(runs))), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06}).ravel()
+    for ax, quantity in zip(panels, quantities, strict=False):
+        _panel(ax, claim, found[found["quantity"] == quantity], quantity, runs, presets)
     for ax in panels[len(quantities) :]:
         ax.remove()
-    _limits(list(panels[: len(quantities)]), claim, quantities)
     told = verdicts[verdicts["claim"] == claim]
     judged = "; ".join(f"{row['preset']} pictures: {row['verdict']}" for _, row in told.iterrows())
-    figure.suptitle(f"{claim}: {read_plan()[claim]['claim']}\n{judged}", fontsize=11)
+    title = f"{claim}: {read_plan()[claim]['claim']}\n{judged}"
+    figure.suptitle("\n".join(fill(line, 60 * num_columns) for line in title.splitlines()), fontsize=11)
     known: dict[str, Artist] = {}
     for ax in panels[: len(quantities)]:
         for artist, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            known[label] = artist
+            known.setdefault(label, artist)
     if known:
-        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        columns = 4 if num_columns > 1 else 2
+        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns, fontsize=8,
+                      frameon=False)  # fmt: skip
     return figure
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, quantity: str, runs: list[str], presets: list[str]) -> None:
+def _panel(ax: Axes, claim: str, rows: pd.DataFrame, quantity: str, runs: list[str], presets: list[str]) -> None:
     by_run = {str(row["run"]): row for row in rows.to_dict("records")}
     drawn: list[float] = []
     for place, run in enumerate(runs):
         row = by_run.get(run)
-        if row is None or np.isnan(row["value"]):
+        if row is not None and np.isfinite(row["value"]):
+            drawn += _measured(ax, row, place, OKABE_ITO[presets.index(row["preset"]) % len(OKABE_ITO)])
+        else:
             ax.text(0.5, place, "not tested", transform=ax.get_yaxis_transform(), ha="center", va="center", color=GREY)
-            continue
-        colour = OKABE_ITO[presets.index(row["preset"]) % len(OKABE_ITO)]
-        label = f"measured, {row['preset']} pictures"
-        if np.isfinite(row["ci_low"]):
-            ax.hlines(place, row["ci_low"], row["ci_high"], color=colour, linewidth=2)
-            drawn += [row["ci_low"], row["ci_high"]]
-        ax.plot(row["value"], place, "o", color=colour, markersize=6, label=label)
-        drawn.append(row["value"])
-    released = rows["as_released"].dropna()
-    if len(released):
-        ax.axvline(released.iloc[0], color="0.35", linestyle=":", linewidth=1.6, label="released procedure")
-        drawn.append(released.iloc[0])
-    if quantity in PUBLISHED:
-        ax.axvline(PUBLISHED[quantity], color="black", linestyle="--", linewidth=1.2, label="published")
-        drawn.append(PUBLISHED[quantity])
+        if row is not None and row["word"]:
+            ax.text(1.02, place, row["word"], transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=8)
+    for label, style, value in _references(rows, quantity):
+        ax.axvline(value, color="0.35", linestyle=style, linewidth=1.4, label=label)
+        drawn.append(value)
     ax.set_yticks(range(len(runs)), runs)
     ax.set_ylim(len(runs) - 0.5, -0.5)
-    unit = rows["unit"].dropna()
-    dress(ax, None, "", fill(quantity, WIDTH))
-    label = unit.iloc[0] if len(unit) else ""
-    if drawn and max(abs(value) for value in drawn) > 20 * max(1e-9, float(np.median(np.abs(drawn)))):
+    part = str(rows["part"].iloc[0])
+    told = {BESIDE: "beside: ", GUARD: "guard: ", MEASURED_ONLY: "beside: "}.get(part, "")
+    dress(ax, None, "", fill(told + quantity, WIDTH))
+    units = rows["unit"].dropna()
+    label = str(units.iloc[0]) if len(units) else ""
+    if not drawn:
+        ax.set_xticks([])
+        return
+    if max(abs(value) for value in drawn) > 20 * max(1e-9, float(np.median(np.abs(drawn)))):
         effect_scale(ax, "x", drawn, label, linear_within(drawn))
     else:
         ax.set_xlabel(label, fontsize=9)
+    if label == "heads":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _claimed(ax, claim, quantity, drawn)
 
 
-def _limits(panels: Sequence[Axes], claim: str, quantities: list[str]) -> None:
-    """What the plan asks of a quantity: a band or a line."""
-    plan = read_plan()[claim]
-    for ax, quantity in zip(panels, quantities, strict=True):
-        if claim == "C1" and quantity.startswith("mean"):
-            ax.axvspan(-plan["margin_var_pct"], plan["margin_var_pct"], color="0.92", zorder=0, label="margin")
-        elif claim == "C2":
-            ax.axvline(plan["ratio"], color="0.6", linewidth=1, zorder=0, label="to lie within the interval")
-            ax.axvline(plan["excluded"], color="0.8", linewidth=1, zorder=0, label="to lie outside")
-        elif claim == "C3" and quantity.startswith("share"):
-            ax.axvline(plan["least_share"], color="0.6", linewidth=1, zorder=0, label="asked")
-        elif claim == "C4":
-            ax.axvline(plan["least_heads"], color="0.6", linewidth=1, zorder=0, label="asked")
-        elif claim == "C5":
-            least = plan["least_kappa"] if quantity.startswith("kappa") else plan["least_confirmed"]
-            ax.axvline(least, color="0.6", linewidth=1, zorder=0, label="asked")
-        elif claim == "C6":
-            ax.axvline(0, color="0.6", linewidth=1, zorder=0, label="0")
+def _measured(ax: Axes, row: Row, place: int, colour: str) -> list[float]:
+    """The value with its interval, filled where no single picture or head changes its word; above it the trimmed mean,
+    below it, where one does, what is left without. Gives the numbers drawn."""
+    drawn = [row["value"], *_interval(ax, row, "", place, colour, 2.0)]
+    is_fragile = row["changes_without_one"] == "yes"
+    ax.plot([], [], "o", color=colour, markersize=6, label=f"measured, {row['preset']} pictures")
+    inside = "white" if is_fragile else colour
+    ax.plot(row["value"], place, "o", color=colour, markerfacecolor=inside, markersize=6, zorder=3)
+    if is_fragile:
+        ax.plot(
+            [], [], "o", color=GREY, markerfacecolor="white", markersize=6, label="one picture (head) changes the word"
+        )
+        limits = _interval(ax, row, "without_", place + OFFSET, GREY, 1.0)
+        ax.plot(row["without_value"], place + OFFSET, "x", color=GREY, markersize=5, label="without that one")
+        drawn += [row["without_value"], *limits]
+    if np.isfinite(row["trimmed_value"]):
+        limits = _interval(ax, row, "trimmed_", place - OFFSET, GREY, 1.0)
+        ax.plot(row["trimmed_value"], place - OFFSET, "d", color=GREY, markersize=4, label="10 % trimmed mean")
+        drawn += [row["trimmed_value"], *limits]
+    return drawn
+
+
+def _interval(ax: Axes, row: Row, kind: str, place: float, colour: str, width: float) -> list[float]:
+    low, high = row[f"{kind}ci_low"], row[f"{kind}ci_high"]
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return []
+    ax.hlines(place, low, high, color=colour, linewidth=width)
+    return [low, high]
+
+
+def _references(rows: pd.DataFrame, quantity: str) -> list[tuple[str, str, float]]:
+    """Label, line style and value of what others say of the quantity."""
+    found = [("released procedure", ":", float(value)) for value in rows["as_released"].dropna().iloc[:1]]
+    return found + ([("published", "--", PUBLISHED[quantity])] if quantity in PUBLISHED else [])
+
+
+def _claimed(ax: Axes, claim: str, quantity: str, drawn: list[float]) -> None:
+    """The claimed range as a band, as far as the axis goes, which is widened to show where it begins."""
+    rule = rule_of(claim, quantity)
+    if rule is None:
+        return
+    ends = [value for value in (rule.claimed.low, rule.claimed.high) if np.isfinite(value)]
+    shown = [*drawn, *ends]
+    margin = 0.06 * ((max(shown) - min(shown)) or abs(max(shown)) or 1.0)
+    low, high = ax.get_xlim()
+    low, high = min(low, min(shown) - margin), max(high, max(shown) + margin)
+    ax.axvspan(max(rule.claimed.low, low), min(rule.claimed.high, high), color=BAND, zorder=0, label="what is claimed")
+    ax.set_xlim(low, high)

@@ -6,18 +6,19 @@ examples:
 
 Takes folders that python -m analysis.compare --checks claims has written, one for each model and preset of pictures,
 and that of python -m analysis.published, whose numbers stand beside the measured ones as what the released procedure
-gives. Writes claims.csv (one row a run and measured quantity), verdicts.csv (one row a claim and preset: supported only
-where every model supports it), verdicts.md (the same to be read), a figure a claim, and manifest.json. Thresholds are
-those of analysis/configs/plan.yaml; runs judged by another plan are refused. Loads no model.
+gives. Writes claims.csv (one row a run and measured quantity), verdicts.csv (one row a claim and preset: the word that
+all models have, or that they differ), verdicts.md (the same to be read), a figure a claim, and manifest.json. Every
+word is made anew from the measured values and the thresholds of analysis/configs/plan.yaml, never taken from the runs;
+runs measured for another plan are refused. Loads no model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +27,32 @@ import pandas as pd
 
 from analysis.artists import save_figure
 from analysis.audit import AS_RELEASED_NAME, order_name
-from analysis.checks.claims import COLUMNS as RUN_COLUMNS
-from analysis.checks.claims import NOT_SUPPORTED, SUPPORTED, UNTESTABLE
 from analysis.claim_plots import claim_figure
+from analysis.claim_tables import STUDY, ClaimRun, claims_table, markdown, verdicts_table
 from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
-from analysis.plan import CLAIMS, plan_sha256, read_plan
+from analysis.plan import CLAIMS, VERSION, plan_sha256
 from analysis.report import write_atomically
 from analysis.tables import read_table, write_table
+from analysis.verdict_rules import MEASURED, judge, problem
 
 COMMAND = "analysis.claims"
-STUDY = "a supervised ViT-B/16 of 12 x 12 heads, fine-tuned on 100,000 published pictures"
-COLUMNS = (
-    *("claim", "quantity", "unit", "preset", "run", "value", "ci_low", "ci_high", "level", "value_pct_of_baseline"),
-    *(
-        "as_released",
-        "as_released_pct_of_baseline",
-        "n_pictures",
-        "n_heads",
-        "test",
-        "met",
-        "verdict",
-        "why",
-        "differs",
-    ),
-)
-VERDICT_COLUMNS = (
-    *("claim", "statement", "published", "as_released", "preset", "measured", "verdict", "models", "differs"),
-)
-MIXED = "not in every model"
-
-
-@dataclass(frozen=True, eq=False)
-class ClaimRun:
-    """What a finished run says of the claims: its name, preset, rows, and what differs from the study's model."""
-
-    name: str
-    preset: str
-    rows: pd.DataFrame
-    differs: str
+TEXTS = ("claim", "quantity", "unit", "left_out", "changing", "note")
 
 
 def read_run(folder: Path) -> ClaimRun:
-    """A finished run. ValueError or OSError with one line for one without verdicts, or judged by another plan."""
+    """A finished run, judged from its measured values. ValueError or OSError with one line for one without them, of
+    another plan, or whose table does not hold what the plan asks."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected a finished run (manifest.json)")
     record = json.loads(path.read_text(encoding="utf-8"))
     if not (folder / "claims.csv").is_file():
         raise FileNotFoundError(f"{folder / 'claims.csv'}: not there; the run needs --checks claims")
-    if record.get("plan_sha256") != plan_sha256():
-        raise ValueError(f"{path}: judged by another plan than analysis/configs/plan.yaml; run it again")
-    rows = read_table(folder / "claims.csv")
-    missing = [name for name in RUN_COLUMNS if name not in rows]
-    if missing:
-        raise ValueError(f"{folder / 'claims.csv'}: missing column(s) {', '.join(missing)}")
+    _check_plan(path, record)
+    stored = read_table(folder / "claims.csv")
+    rows = measured_rows(stored, folder / "claims.csv")
+    judged = judge(rows)
     scorecard = read_table(folder / "head_scorecard.csv")
     data, config = record["data"], record["model"]["config"]
     preset = str(data.get("preset", data.get("folder")))
@@ -88,7 +60,58 @@ def read_run(folder: Path) -> ClaimRun:
     backbone = "DINOv2-small" if config["backbone"] == "packaged" else str(config["backbone"])
     trained = config["synthesizer"].get("preset", config["synthesizer"].get("name", "unknown"))
     differs = f"{backbone} of {heads}, fine-tuned on {trained} pictures, explained on {preset} ones; the study: {STUDY}"
-    return ClaimRun(folder.resolve().name, preset, rows, differs)
+    return ClaimRun(folder.resolve().name, preset, judged, differs, not_believed(stored, judged))
+
+
+def _check_plan(path: Path, record: Mapping[str, Any]) -> None:
+    told = record.get("plan_sha256")
+    if told == plan_sha256():
+        return
+    by = "version 1 of the plan" if told == plan_sha256(1) else "another plan than analysis/configs/plan.yaml"
+    command = record.get("command")
+    again = shlex.join(map(str, command)) if isinstance(command, list) else "python -m analysis.compare --checks claims"
+    raise ValueError(
+        f"{path}: judged by {by}, expected version {VERSION}; make it anew (stored scores are reused): {again}"
+    )
+
+
+def measured_rows(stored: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The measured columns of a run's claims.csv. ValueError with one line where they are not what the plan asks."""
+    missing = [name for name in MEASURED if name not in stored]
+    if missing:
+        raise ValueError(f"{path}: missing column(s) {', '.join(missing)}")
+    rows = stored[list(MEASURED)].copy()
+    for name in MEASURED:
+        if name in TEXTS:
+            rows[name] = [cell if isinstance(cell, str) else "" for cell in rows[name]]
+            continue
+        numbers = pd.to_numeric(rows[name], errors="coerce")
+        wrong = np.flatnonzero((numbers.isna() & rows[name].notna()) | np.isinf(numbers))
+        if len(wrong):
+            raise ValueError(
+                f"{path}: row {wrong[0] + 2}: {name}: expected a number, got {rows[name].iloc[wrong[0]]!r}"
+            )
+        rows[name] = numbers
+    unknown = sorted(set(rows["claim"]) - set(CLAIMS))
+    if unknown:
+        raise ValueError(f"{path}: expected the claims {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    rows["left_out"] = rows["left_out"].where(rows["left_out"] != "", np.nan)
+    try:
+        wrong_rows = problem(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if wrong_rows:
+        raise ValueError(f"{path}: {wrong_rows}")
+    return rows
+
+
+def not_believed(stored: pd.DataFrame, judged: pd.DataFrame) -> tuple[str, ...]:
+    """Claims whose stored verdicts are not those of the measured values."""
+    if "verdict" not in stored:
+        return ()
+    found = judged.groupby("claim")["verdict"].first()
+    told = {claim: set(cells.fillna("")) for claim, cells in stored.groupby("claim")["verdict"]}
+    return tuple(str(claim) for claim in found.index if told[claim] != {found[claim]})
 
 
 def released_values(audit: Path) -> dict[str, tuple[float, float]]:
@@ -106,79 +129,6 @@ def released_values(audit: Path) -> dict[str, tuple[float, float]]:
     return {name: (float(value), float(percent)) for name, (value, percent) in found.items()}
 
 
-def claims_table(runs: Sequence[ClaimRun], released: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
-    """Rows of all runs (`COLUMNS`), claim by claim and quantity by quantity."""
-    parts = []
-    for run in runs:
-        part = run.rows.assign(preset=run.preset, run=run.name, differs=run.differs)
-        values = [released.get(str(name), (np.nan, np.nan)) for name in part["quantity"]]
-        part["as_released"], part["as_released_pct_of_baseline"] = zip(*values, strict=True)
-        parts.append(part)
-    table = pd.concat(parts, ignore_index=True)
-    quantities = list(dict.fromkeys(table["quantity"]))
-    order = np.lexsort((table["quantity"].map(quantities.index), table["claim"]))
-    return table.iloc[order].reset_index(drop=True)[list(COLUMNS)]
-
-
-def verdicts_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim and preset (`VERDICT_COLUMNS`): a verdict needs every model."""
-    rows = []
-    for claim in CLAIMS:
-        plan = read_plan()[claim]
-        for preset, found in table[table["claim"] == claim].groupby("preset", sort=False):
-            verdicts = found.groupby("run", sort=False)["verdict"].first()
-            first = found[found["test"].fillna("") != ""]
-            measured = "; ".join(
-                _named(of.iloc[0]) + ", ".join(_told(row) for _, row in of.iterrows())
-                for _, of in first.groupby("quantity", sort=False)
-            )
-            known = first.dropna(subset=["as_released"]).drop_duplicates("quantity")
-            released = "; ".join(f"{_named(row)}{row['as_released']:.3g}" for _, row in known.iterrows())
-            rows.append(
-                (
-                    *(claim, plan["claim"], plan["published"], released or "not measured by it", preset, measured),
-                    *(over_models(verdicts), len(verdicts), found["differs"].iloc[0]),
-                )
-            )
-    return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
-
-
-def over_models(verdicts: pd.Series) -> str:
-    """The verdict over models: that of all, or that they differ."""
-    if verdicts.nunique() == 1:
-        return str(verdicts.iloc[0])
-    if set(verdicts) <= {NOT_SUPPORTED, UNTESTABLE}:
-        return NOT_SUPPORTED
-    return f"{MIXED} ({int((verdicts == SUPPORTED).sum())} of {len(verdicts)})"
-
-
-def _named(row: pd.Series) -> str:
-    """The quantity, with its unit where that is more than its kind."""
-    unit = str(row["unit"])
-    return f"{row['quantity']} ({unit}): " if unit.startswith("%") else f"{row['quantity']}: "
-
-
-def _told(row: pd.Series) -> str:
-    if np.isnan(row["value"]):
-        return "–"
-    value = f"{row['value']:.3g}"
-    return value if np.isnan(row["ci_low"]) else f"{value} [{row['ci_low']:.3g}, {row['ci_high']:.3g}]"
-
-
-def markdown(verdicts: pd.DataFrame) -> str:
-    """The verdicts as a Markdown table, with what differs from the study's model beside each."""
-    head = (f"claim, and its published figure ({STUDY})", "released procedure", "in our models", "measured", "verdict")
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for _, row in verdicts.iterrows():
-        cells = (
-            *(f"**{row['claim']}** {row['statement']}: {row['published']}", row["as_released"]),
-            *(f"{row['models']} of {str(row['differs']).split('; the study')[0]}", row["measured"]),
-            f"**{row['verdict']}**",
-        )
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def outputs_of(output: Path) -> Outputs:
     """Every file that the command may write."""
     names = ("claims.csv", "verdicts.csv", "verdicts.md", *figure_files(claim.lower() for claim in CLAIMS))
@@ -190,14 +140,16 @@ def write_claims(runs: Sequence[ClaimRun], audit: Path | None, output: Path) -> 
     released = {} if audit is None else released_values(audit)
     table = claims_table(runs, released)
     verdicts = verdicts_table(table)
+    told = markdown(verdicts)
+    figures = {claim: claim_figure(table, verdicts, claim) for claim in CLAIMS}
     outputs = outputs_of(output)
     start_writing(outputs)
     (output / "figures").mkdir(exist_ok=True)
     write_table(table, output / "claims.csv")
     write_table(verdicts, output / "verdicts.csv")
-    write_atomically(output / "verdicts.md", markdown(verdicts).encode())
-    for claim in CLAIMS:
-        save_figure(claim_figure(table, verdicts, claim), output / "figures" / claim.lower())
+    write_atomically(output / "verdicts.md", told.encode())
+    for claim, figure in figures.items():
+        save_figure(figure, output / "figures" / claim.lower())
     record: dict[str, Any] = {
         "command": ["python", "-m", "analysis.claims", *sys.argv[1:]],
         "runs": [run.name for run in runs],
@@ -226,10 +178,18 @@ def main(argv: list[str] | None = None) -> int:
         names = [folder.resolve().name for folder in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"expected runs in folders of different names, got {', '.join(names)}")
-        verdicts = write_claims([read_run(folder) for folder in options.runs], options.audit, options.output_dir)
+        runs = [read_run(folder) for folder in options.runs]
+        verdicts = write_claims(runs, options.audit, options.output_dir)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    for run in runs:
+        if run.not_believed:
+            claims = ", ".join(run.not_believed)
+            print(
+                f"note: {run.name}: its verdicts on {claims} are not those of its measured values, which count",
+                file=sys.stderr,
+            )
     for _, row in verdicts.iterrows():
         print(f"{row['claim']} ({row['preset']}, {row['models']} model(s)): {row['verdict']}. {row['measured']}")
     print(f"All of it: {options.output_dir}")
