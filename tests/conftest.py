@@ -71,3 +71,11 @@ def tiny_batch() -> Callable[..., Batch]:
         return Batch(pixel_values, labels, torch.arange(num_images), pixel_values.mean(0))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A `finished_run.FinishedRun`; not to be written to."""
+    from finished_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("finished") / "tiny")

@@ -47,6 +47,27 @@ def test_effects_and_units():
     np.testing.assert_allclose(table["entropy"], (flat**2).mean(axis=0))
 
 
+def test_overlaps_stand_beside_their_heads_whatever_the_order_of_rows():
+    """Rows of two regions, queries and metrics in random order; each number tells its head, region and column."""
+    rows = [
+        {"layer": layer, "head": head, "query": query, "region": region, "metric": metric}
+        | {"value": 100 * layer + 10 * head + place, "adjusted": -(100 * layer + 10 * head + place)}
+        for layer in range(2)
+        for head in range(3)
+        for place, (query, region, metric) in enumerate(
+            [("cls", "text", "iou"), ("cls", "chirp", "iou"), ("mean", "text", "iou"), ("cls", "text", "mass")]
+        )
+    ]
+    shuffled = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    assert list(shuffled["layer"]) != sorted(shuffled["layer"])
+    table = scorecard_table([TRUTH], None, {}, {}, shuffled, {}, ("a", "b"), ("s", "s"), indices)
+    for place, region in enumerate(("text", "chirp")):
+        expected = [100 * layer + 10 * head + place for layer, head in zip(table["layer"], table["head"], strict=True)]
+        assert table[f"iou_{region}"].tolist() == expected
+        assert table[f"iou_{region}_adjusted"].tolist() == [-value for value in expected]
+    assert sum(name.startswith("iou_") for name in table) == 4
+
+
 def test_ranks_follow_the_direction_and_constants_have_none():
     table = card()
     np.testing.assert_array_equal(table["rank_good"], table["ablation_zero_rank"])
