@@ -30,7 +30,8 @@ class CompareSettings:
     the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods: all``. What
     is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
     ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order, knock-out, and heads
-    with and without text, ``check_pictures`` for the other checks.
+    with and without text, ``distraction_pictures`` for whether heads matter more where something irrelevant is shown,
+    ``check_pictures`` for the other checks.
     """
 
     output_dir: str | None = None
@@ -47,6 +48,7 @@ class CompareSettings:
     resample_pictures: int = 128
     shapley_pictures: int = 16
     curve_pictures: int = 32
+    distraction_pictures: int = 32
     check_pictures: int = 16
     permutations: int = 10
     batch_size: int = 16

@@ -21,7 +21,7 @@ from attribution.vit import gated
 from data_synth.twins import without
 
 COUNT, HEADS = 6, 4
-SETTINGS = CompareSettings(curve_pictures=COUNT)
+SETTINGS = CompareSettings(curve_pictures=COUNT, distraction_pictures=COUNT)
 ORDERS = {
     "ablation_zero": ((0, 2), (0, 0), (0, 3), (0, 1)),
     "looks_at_text": ((0, 1), (0, 3), (0, 0), (0, 2)),

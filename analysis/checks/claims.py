@@ -28,7 +28,7 @@ from analysis.settings import CompareSettings
 from analysis.verdict_rules import JUDGED, MEASURED, judge
 from attribution.method import Method
 
-NEEDS = ("roles", "role_halves", "distraction")
+NEEDS = ("roles", "role_halves", "distraction", "joint_removal")
 COLUMNS = (*MEASURED, *JUDGED)
 TAU = 3.0
 

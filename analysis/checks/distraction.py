@@ -54,7 +54,7 @@ def passes(
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
         return {NAME: {"delta_loss": effects_without(opened, source, batch, batch_size)}}
 
-    rows = first_rows(settings.curve_pictures, source.count)
+    rows = first_rows(settings.distraction_pictures, source.count)
     items = irrelevant(source, ITEMS)
     forwards = len(items) * sweep_forwards(opened)
     return [Pass(NAME, {NAME: {"items": items}}, compute, forwards, rows=rows)]
