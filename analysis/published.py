@@ -51,7 +51,6 @@ from analysis.own_code import code_sha256
 from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
 from analysis.pictures import Pictures, open_source
 from analysis.released_formats import released_files, write_released_format
-from analysis.report import write_atomically
 from analysis.run_folder import prepare_folder
 from analysis.tables import write_table
 from attribution.checkpoint import weights_sha256
