@@ -128,7 +128,7 @@ def run(
         if processes.is_main:
             minutes = total * seconds / 60 / processes.number
             print(f"about {minutes:.1f} minutes for {source.count} pictures; results in {folder}", flush=True)
-        return _explain(settings, opened, source, folder, total, processes, overwrite)
+        return _explain(settings, opened, source, folder, total, processes, overwrite, adopt)
 
 
 def _explain(
@@ -139,6 +139,7 @@ def _explain(
     total: float,
     processes: Processes,
     overwrite: bool,
+    adopt: int,
 ) -> list[str]:
     """Compute and write, with a bar over ``total`` forward passes."""
     passed = 0.0
