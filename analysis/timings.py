@@ -39,6 +39,8 @@ def read_timings(folder: Path) -> Timings:
         return {}
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
+        raise ValueError(f"{path}: expected pieces by the name of their score; delete it, or use --overwrite")
     pieces = {
         name: {key: one for key, one in found.items() if isinstance(one, dict)} for name, found in content.items()
     }

@@ -1,4 +1,4 @@
-"""Every command that writes results: files of others refused before anything is read, results of earlier makes known."""
+"""Every command that writes results: others' files refused before anything is read, results of earlier makes known."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import run_folder
+from analysis import artists, run_folder
 from analysis.answer import REFERENCE_FOLDER
 from analysis.checks.trials import CHECKS
 from analysis.explain import explain
@@ -194,6 +194,34 @@ def test_a_run_that_breaks_off_leaves_no_manifest(results, tmp_path, monkeypatch
     with own_folder(tmp_path, ["gate_ixg"]):  # what it left is its own
         start_writing(outputs_of(tmp_path))
     assert "methods.csv" not in files(tmp_path)
+
+
+def test_a_run_killed_while_it_draws_ends_with_the_bytes_of_a_whole_one(results, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    write_results(whole, SETTINGS, *results)
+    save, drawn = artists.save_figure, []
+
+    def stop(figure, stem):
+        drawn.append(stem)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return save(figure, stem)
+
+    monkeypatch.setattr(artists, "save_figure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(killed, SETTINGS, *results)
+    monkeypatch.undo()
+    left = files(killed)
+    assert MARKER in left and "manifest.json" not in left and len([name for name in left if "figures/" in name]) == 4
+    (killed / "figures" / "mine.png").write_text("mine")
+    (killed / "figures" / ".league.png.0000000000000012.tmp").write_text("half")
+    with own_folder(killed, ["gate_ixg"]):
+        write_results(killed, SETTINGS, *results)
+    assert files(killed) == files(whole) | {"figures/mine.png"}
+    for name in files(whole) - {"methods.csv"}:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_tables_that_cannot_be_made_leave_the_earlier_run(results, tmp_path, monkeypatch):

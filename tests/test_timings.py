@@ -73,3 +73,10 @@ def test_memory_is_counted_in_megabytes():
     peak = peak_mb()
     assert held.nbytes / 2**20 < peak < 2**20
     assert peak_mb() >= peak
+
+
+@pytest.mark.parametrize("text", ["[]", '"text"', "3", '{"m": []}', '{"m": {"a": 1}, "n": null}'])
+def test_a_file_of_another_kind_is_refused(tmp_path, text):
+    timings_path(tmp_path).write_text(text)
+    with pytest.raises(ValueError, match=r"timings\.json: expected pieces by the name of their score"):
+        read_timings(tmp_path)
