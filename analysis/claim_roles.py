@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 from analysis.artists import head_name
 from analysis.fragility import (
@@ -75,10 +75,11 @@ def chirp_alone(roles: pd.DataFrame, num_layers: int) -> list[Row]:
 
 
 def proportion(is_one: NDArray[np.bool_], level: float) -> Limits:
-    """Share and its Clopper-Pearson limits."""
-    number, count = int(is_one.sum()), len(is_one)
-    found = binomtest(number, count).proportion_ci(level, method="exact")
-    return number / count, float(found.low), float(found.high)
+    """Share and its Clopper-Pearson limits, quantiles of beta distributions."""
+    number, count, tail = int(is_one.sum()), len(is_one), (1 - level) / 2
+    low = betaincinv(number, count - number + 1, tail) if number else 0.0
+    high = betaincinv(number + 1, count - number, 1 - tail) if number < count else 1.0
+    return number / count, float(low), float(high)
 
 
 def difference(one: Limits, other: Limits) -> Limits:
