@@ -47,14 +47,15 @@ def league_tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             rows.append(row)
             for at, truth in enumerate(TRUTHS):
                 value = skill - 0.04 * at + rng.normal(0, 0.03)
-                bounds = (value - 0.1, value + 0.08, value - 0.05, 0.93)
+                bounds = (value - 0.1, value + 0.08, value - 0.05, value - 0.12, value + 0.02, 0.93)
                 agreement += [
                     (method, truth, "mean", "spearman", value, *bounds, n),
                     (method, truth, "mean", "spearman_within_layers", value - 0.1, *bounds, n),
                     (method, truth, "trimmed", "spearman", value + 0.01, *bounds, n),
                 ]
     league = pd.DataFrame(rows)
-    names = "method truth estimator statistic value ci_low ci_high value_cross noise_ceiling n"
+    names = "method truth estimator statistic value ci_low ci_high value_cross cross_ci_low cross_ci_high"
+    names += " noise_ceiling n"
     table = pd.DataFrame(agreement, columns=names.split())
     for truth in TRUTHS:
         chosen = table.query("truth == @truth and estimator == 'mean' and statistic == 'spearman'")

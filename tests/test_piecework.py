@@ -168,6 +168,10 @@ def test_growing_computes_new_pieces_and_the_ragged_one(opened, pictures, tmp_pa
         effect = zero_ablation(opened.model, batch).delta_loss[0].numpy()
         np.testing.assert_allclose(grown.truth.delta_loss[row], effect, rtol=1e-8, atol=1e-12)
     assert set(grown.timings) == EVERYTHING and all(one["seconds"] > 0 for one in grown.timings.values())
+    known, pieces = read_timings(tmp_path), [piece.sha256 for piece in grown.survey.pieces()]
+    for name, one in grown.timings.items():  # the price as measured, of old pieces and new
+        seconds, forward = (sum(known[name][sha][key] for sha in pieces) for key in ("seconds", "forward_seconds"))
+        assert forward > 0 and one["forwards_measured"] == pytest.approx(seconds / forward)
 
 
 @pytest.mark.parametrize(("count", "again"), [(32, []), (20, range(16, 20)), (16, []), (7, range(7))])
