@@ -87,7 +87,7 @@ def test_bca_and_t_are_those_of_the_libraries(monkeypatch):
     values = stored.effects[drawn]
     truth = stored.effects.mean(axis=0)
     found = coverage(stored, "exact", 20, 20, populations=1, bootstrap_replicates=200, seed=5)
-    bca = interval_over_images(values, bootstrap_indices(20, 200, 5))
+    bca = interval_over_images(values, bootstrap_indices(20, 200, 5), method="bca")
     np.testing.assert_allclose(found.widths["bca"][0], (bca.high - bca.low).ravel(), rtol=1e-9)
     np.testing.assert_array_equal(found.holds["bca"][0], ((bca.low <= truth) & (truth <= bca.high)).ravel())
     limits = ttest_1samp(values.reshape(20, 4), 0.0).confidence_interval(0.95)
@@ -101,7 +101,7 @@ def test_estimates_use_pseudo_values_and_the_swept_degrees_of_freedom():
     found = coverage(stored, "scores", 24, 8, populations=1, bootstrap_replicates=200, seed=5)
     drawn = np.random.default_rng([5, 13, 0]).integers(0, 40, 24)
     values = stored.estimators["scores"](drawn, np.arange(8)).pseudo_values.reshape(24, 4)
-    bca = interval_over_images(values, bootstrap_indices(24, 200, 5))
+    bca = interval_over_images(values, bootstrap_indices(24, 200, 5), method="bca")
     np.testing.assert_allclose(found.widths["bca"][0], bca.high - bca.low, rtol=1e-9)
     quantile = 2.446911848791681  # of Student's t with 6 degrees of freedom
     np.testing.assert_allclose(found.widths["student_t"][0], 2 * quantile * values.std(axis=0, ddof=1) / np.sqrt(24))

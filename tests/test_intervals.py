@@ -87,6 +87,11 @@ def test_the_kind_in_use_is_the_one_that_covers_best_in_the_trials():
     assert set(best.index) == {(name, size) for name in ("mean", "trimmed") for size in (16, 64, 128, 512)}
     for (estimator, size), kind in best.items():
         assert iv.kind_for(size, estimator) == kind
+    # What `kind_for` says of it in words.
+    rows = table[(table["run"] == "estimate") & (table["estimator"] == "mean")]
+    medians = rows.groupby(["interval", "num_pictures"])["coverage_median"].agg(["min", "max"]).round(2)
+    assert medians.loc["student_t"].to_numpy().tolist() == [[0.94, 0.94], [0.94, 0.94], [0.95, 0.95], [0.95, 0.95]]
+    assert medians.loc["bca"].to_numpy().tolist() == [[0.88, 0.89], [0.92, 0.93], [0.93, 0.94], [0.94, 0.94]]
     values = _skewed(16, 2, seed=10)
     indices = iv.bootstrap_indices(16, 50)
     for estimator in iv.ESTIMATORS:
@@ -211,6 +216,8 @@ def test_shape_of_the_axes_after_image_is_kept():
         lambda: iv.interval_over_images(np.zeros(4), np.zeros((2, 3), dtype=int)),
         lambda: iv.interval_over_images(np.zeros(3), np.zeros((2, 3), dtype=int), estimator="median"),
         lambda: iv.interval_over_images(np.zeros(3), np.zeros((2, 3), dtype=int), method="normal"),
+        lambda: iv.kind_for(16, "median"),
+        lambda: iv.kind_for(0),
         lambda: iv.weighted_trimmed_mean(np.zeros((3, 1)), np.ones((1, 3)), 0.5),
         lambda: iv.weighted_mean(np.full((3, 1), np.inf), np.ones((1, 3))),
         lambda: iv.weighted_mean(np.zeros(3), np.ones((1, 3))),

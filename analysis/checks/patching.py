@@ -106,9 +106,9 @@ def patched(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size
 def table(evidence: Evidence) -> pd.DataFrame:
     """One row a head and item, over the n pictures that show it.
 
-    ``share``: of the item's effect d on the three outputs, the part that goes through the head, sum(c . d) / sum(|d|^2)
-    over pictures, where c is what the head's context from the twin takes back; heads share effects, so shares need not
-    add up to 1. ``shift_with``, ``shift_without``: root mean square change of the outputs (standard deviations of the
+    ``share``: how much of the item's effect d on the three outputs one head's context from the twin takes back,
+    sum(c . d) / sum(|d|^2) over pictures, where c is what it takes back. Each head is patched alone and effects
+    overlap, so over heads these add up to no whole, and are no parts of one. ``shift_with``, ``shift_without``: root mean square change of the outputs (standard deviations of the
     labels) when the head is set to zero, with and without the item; ``shift_ratio``, without over with: near 0 for a
     head that acts only where the item is. ``twin_shift``: root mean square of d itself.
     """
