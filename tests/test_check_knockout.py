@@ -145,3 +145,19 @@ def test_trimmed_means_leave_out_the_ends(evidence):
         column = effects[:, knockout.REGIONS.index(line.region), line.layer, line.head]
         assert line.effect_var_pct_trimmed == pytest.approx(100 * trim_mean(column, 0.1), abs=1e-9)
         assert abs(line.effect_var_pct_trimmed - line.effect_var_pct) > 1e-6 and line.n == 12
+
+
+def test_pictures_without_an_effect_count_for_the_mass_alone(evidence):
+    """Where rounding leaves no attention outside the region there is a mass, and nothing that could be renormalised."""
+    found = {name: values.copy() for name, values in evidence.read("check_knockout").items()}
+    shown = np.flatnonzero(np.isfinite(found["mass"][:, 0, 0, 0]))
+    found["delta_loss"][shown[0], 0, 1, 0] = np.nan
+    table = knockout.table(replace(evidence, read=lambda _: found))
+    at = (table["region"] == "chirp") & (table["layer"] == 1) & (table["head"] == 0)
+    whole = knockout.table(evidence)
+    assert table[~at].equals(whole[~at]) and at.sum() == 1
+    row, before = table[at].iloc[0], whole[at].iloc[0]
+    assert row["n"] == len(shown) - 1 and row["mass"] == before["mass"]
+    assert row["effect_var_pct"] == pytest.approx(100 * found["delta_loss"][shown[1:], 0, 1, 0].mean(), abs=1e-12)
+    removed = 100 * evidence.truth.delta_loss[shown[1:], 1, 0].mean()
+    assert row["ablation_zero_var_pct"] == pytest.approx(removed) != before["ablation_zero_var_pct"]
