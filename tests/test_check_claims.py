@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, bootstrap, trim_mean, ttest_1samp
+from scipy.stats import binomtest, trim_mean, ttest_1samp
 from sklearn.metrics import cohen_kappa_score
 
 from analysis.checks import claims
