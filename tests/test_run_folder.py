@@ -311,6 +311,9 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_refused(tmp_path, monkeyp
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         prepare_folder(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--output-dir: .* is not UTF-8, expected another name"):
+        prepare_folder(tmp_path / os.fsdecode(b"r\xe9sultats"))
+    assert files(tmp_path) == {"file"}
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"a: no permission to write"):
         prepare_folder(tmp_path / "a")
