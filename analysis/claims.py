@@ -108,7 +108,7 @@ def not_believed(stored: pd.DataFrame, judged: pd.DataFrame) -> tuple[str, ...]:
     if "verdict" not in stored:
         return ()
     found = judged.groupby("claim")["verdict"].first()
-    told = {claim: set(cells.fillna("")) for claim, cells in stored.groupby("claim")["verdict"]}
+    told = {claim: set(cells.astype(str)) for claim, cells in stored.groupby("claim")["verdict"]}
     return tuple(str(claim) for claim in found.index if told[claim] != {found[claim]})
 
 
