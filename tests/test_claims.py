@@ -222,7 +222,12 @@ def test_refusals_are_one_line_and_code_2(tmp_path, capsys):
         "form": (edit(rows, KAPPA, changing="all of them"), "expected 'word: picture 0"),
     }
     cases = {(str(write_run(tmp_path / name, table)),): message for name, (table, message) in broken.items()}
+    for name, text in (("listed", "[1]"), ("torn", "{"), ("bare", json.dumps({"plan_sha256": plan_sha256()}))):
+        (write_run(tmp_path / name) / "manifest.json").write_text(text)
     cases |= {
+        (str(tmp_path / "listed"),): "manifest.json: expected a JSON object, got list",
+        (str(tmp_path / "torn"),): "manifest.json: expected JSON",
+        (str(tmp_path / "bare"),): "manifest.json: expected the manifest of a run",
         (str(write_run(tmp_path / "other", plan="0" * 64)),): "judged by another plan",
         (
             str(write_run(tmp_path / "before", plan=plan_sha256(1))),
