@@ -192,7 +192,7 @@ def markdown(verdicts: pd.DataFrame) -> str:
             "how fragile")  # fmt: skip
     first, beside = [], []
     before: dict[str, list[str]] = {}
-    for row in verdicts.fillna("").to_dict("records"):
+    for row in verdicts.astype(object).where(verdicts.notna(), "").to_dict("records"):
         claim, preset = row["claim"], row["preset"]
         word = f"**{row['verdict']}**" + (f" ({row['by_model']})" if row["verdict"] == DIFFERS else "")
         word += f"; {row['why']}" if row["why"] else ""

@@ -46,7 +46,7 @@ def read_run(folder: Path) -> ClaimRun:
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected a finished run (manifest.json)")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _record(path)
     if not (folder / "claims.csv").is_file():
         raise FileNotFoundError(f"{folder / 'claims.csv'}: not there; the run needs --checks claims")
     _check_plan(path, record)
@@ -54,13 +54,26 @@ def read_run(folder: Path) -> ClaimRun:
     rows = measured_rows(stored, folder / "claims.csv")
     judged = judge(rows)
     scorecard = read_table(folder / "head_scorecard.csv")
-    data, config = record["data"], record["model"]["config"]
-    preset = str(data.get("preset", data.get("folder")))
-    heads = f"{scorecard['layer'].nunique()} x {scorecard['head'].nunique()} heads"
-    backbone = "DINOv2-small" if config["backbone"] == "packaged" else str(config["backbone"])
-    trained = config["synthesizer"].get("preset", config["synthesizer"].get("name", "unknown"))
+    try:
+        data, config = record["data"], record["model"]["config"]
+        preset = str(data.get("preset", data.get("folder")))
+        heads = f"{scorecard['layer'].nunique()} x {scorecard['head'].nunique()} heads"
+        backbone = "DINOv2-small" if config["backbone"] == "packaged" else str(config["backbone"])
+        trained = config["synthesizer"].get("preset", config["synthesizer"].get("name", "unknown"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected the manifest of a run beside its head_scorecard.csv ({error!r})") from error
     differs = f"{backbone} of {heads}, fine-tuned on {trained} pictures, explained on {preset} ones; the study: {STUDY}"
     return ClaimRun(folder.resolve().name, preset, judged, differs, not_believed(stored, judged))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def _check_plan(path: Path, record: Mapping[str, Any]) -> None:
@@ -110,7 +123,7 @@ def not_believed(stored: pd.DataFrame, judged: pd.DataFrame) -> tuple[str, ...]:
     if "verdict" not in stored:
         return ()
     found = judged.groupby("claim")["verdict"].first()
-    told = {claim: set(cells.fillna("")) for claim, cells in stored.groupby("claim")["verdict"]}
+    told = {claim: set(cells.astype(str)) for claim, cells in stored.groupby("claim")["verdict"]}
     return tuple(str(claim) for claim in found.index if told[claim] != {found[claim]})
 
 

@@ -75,7 +75,7 @@ def rules() -> Mapping[tuple[str, str], Rule]:
     """Claim and quantity -> its rule; items of C6 that the plan does not name: :func:`rule_of`."""
     plan = read_plan()
     c1, c2, c3, c4, c5, c6 = (plan[claim] for claim in CLAIMS)
-    margin, share = c1["margin_var_pct"], len(c1["layers"]) / 12
+    margin = c1["margin_var_pct"]
     within = Claimed(-margin, margin)
     ratio, positive, some = (
         Claimed(c2["ratio"][0], c2["ratio"][1], closed=True),
@@ -100,8 +100,8 @@ def rules() -> Mapping[tuple[str, str], Rule]:
             f"no larger than the study's own {c1['published_var_pct']} %",
         ),
         ("C1", SHARE_OF_ALL): Rule(
-            *(BESIDE, Claimed(high=share), c1["all_heads_level"]),
-            f"below their share of the heads, {share:g}",
+            *(BESIDE, Claimed(high=c1["share_of_all"]), c1["all_heads_level"]),
+            f"below their share of the heads, {c1['share_of_all']:g}",
         ),
         ("C1", REMOVED_TOGETHER): Rule(
             *(BESIDE, within, c1["together_level"]),

@@ -1,42 +1,57 @@
-"""Verdicts over several runs, from folders written by hand."""
+"""Verdicts over several runs, from folders whose measured values are known."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_check_claims import alike, effects_of, grid, indices, joint, many_roles, roles_of, slope, told
 
 from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
-from analysis.claims import MIXED, VERDICT_COLUMNS, main, markdown, over_models, read_run, released_values
+from analysis.checks.claims import table_of
+from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
+from analysis.claim_plots import claim_figure
+from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
+from analysis.claim_tables import VERDICT_COLUMNS, claims_table, markdown, verdicts_table
+from analysis.claims import main, read_run, released_values
 from analysis.plan import CLAIMS, plan_sha256
-
-QUANTITIES = {
-    "C1": ("mean effect of layers 1-3", "sd over their heads"),
-    "C2": ("effect of layer 6 over that of layers 1-3", "effect of layers 6-12 over that of layers 1-3"),
-    "C3": ("share of layers 6-11 that is monosemantic for the chirp", "the same share of layers 1-5"),
-    "C4": ("detectors of text, colour bar, edges or corners in layers 1-4 that do not matter",),
-    "C5": ("kappa of roles between two halves of the pictures", "share of monosemantic heads that twins confirm"),
-    "C6": ("slope over layers of the effect with minus without text",),
-}
+from analysis.tables import write_table
+from analysis.verdict_rules import CHIRP_SHARE, DETECTORS, KAPPA, MEAN_EARLY, SIXTH_RATIO, SLOPE_OF, judge
 
 
-def write_run(folder, *, preset="default", verdicts=None, plan=None):
+@lru_cache
+def measured(*, early=0.4, noise=0.1, outlier=0.0, count=40):
+    """Judged rows of a run in which every claim but C1 and C4 is supported."""
+    effects = effects_of([early] * 5 + [3 * early] * 7, noise=noise, count=count)
+    effects[3, :3] += outlier
+    roles = many_roles()
+    twins = roles_of("monosemantic", grid(L1H2="text"), grid(L1H2="detector"))
+    c3 = roles.assign(semanticity=np.where(roles["layer"] > 4, "monosemantic", "diffuse"), concepts="chirp")
+    return judge(
+        table_of(
+            C1=early_heads(effects, indices, 2.0, joint(10.0, 8.0, 12.0)),
+            C2=deeper_heads(effects, indices),
+            C3=chirp_alone(c3, 12),
+            C4=irrelevant_detectors(twins, effects, indices),
+            C5=[*maps_repeat(roles, alike(roles), indices), *told()],
+            C6=distraction_over_depth(
+                {item: slope(0.2, count=count) for item in ("text", "colorbar", "title")}, indices
+            ),
+        )
+    )
+
+
+def write_run(folder, rows=None, *, preset="default", plan=None):
     folder.mkdir(parents=True)
-    rows = []
-    for claim, quantities in QUANTITIES.items():
-        verdict = (verdicts or {}).get(claim, "supported")
-        for quantity in quantities:
-            row = {name: np.nan for name in RUN_COLUMNS}
-            row |= {"claim": claim, "quantity": quantity, "unit": "x", "value": 0.5, "ci_low": 0.25, "ci_high": 0.75}
-            row |= {"test": "" if quantity.startswith(("sd", "the same")) else "> 0", "met": "yes", "verdict": verdict}
-            rows.append(row)
-    pd.DataFrame(rows)[list(RUN_COLUMNS)].to_csv(folder / "claims.csv", index=False)
+    write_table(measured() if rows is None else rows, folder / "claims.csv")
     layer, head = np.indices((12, 6)).reshape(2, -1)
     pd.DataFrame({"layer": layer, "head": head}).to_csv(folder / "head_scorecard.csv", index=False)
     config = {"backbone": "packaged", "synthesizer": {"preset": preset}}
     record = {"data": {"preset": preset}, "model": {"config": config}, "plan_sha256": plan or plan_sha256()}
+    record["command"] = ["python", "-m", "analysis.compare", "--checks", "claims", "--output-dir", "a folder"]
     (folder / "manifest.json").write_text(json.dumps(record))
     return folder
 
@@ -51,72 +66,217 @@ def write_audit(folder):
 
 
 def test_tables_figures_and_manifest(tmp_path, capsys):
-    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", verdicts={"C2": "not supported"})]
-    runs.append(write_run(tmp_path / "three", preset="published", verdicts={"C4": "untestable"}))
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", measured(early=0.9))]
+    runs.append(write_run(tmp_path / "three", measured(early=0.1, outlier=40.0), preset="published"))
     output = tmp_path / "claims"
     audit = write_audit(tmp_path / "audit")
     assert main([*map(str, runs), "--audit", str(audit), "--output-dir", str(output)]) == 0
     verdicts = pd.read_csv(output / "verdicts.csv")
     assert list(verdicts.columns) == list(VERDICT_COLUMNS) and len(verdicts) == 12
     found = verdicts.set_index(["claim", "preset"])
-    assert found.loc[("C1", "default"), "verdict"] == "supported" and found.loc[("C1", "default"), "models"] == 2
-    assert found.loc[("C2", "default"), "verdict"] == f"{MIXED} (1 of 2)"
-    assert found.loc[("C4", "published"), "verdict"] == "untestable"
+    assert found.loc[("C1", "default"), ["verdict", "by_model"]].tolist() == ["differs", "one: supported; two: refuted"]
+    assert found.loc[("C1", "default"), "verdict_v1"] == "not in every model (1 of 2)"
+    assert found.loc[("C2", "default"), "verdict"] == "supported" == found.loc[("C6", "published"), "verdict"]
+    assert found.loc[("C1", "published"), "verdict"] == "undecided"
+    assert found.loc[("C1", "published"), "fragility"].startswith(
+        "without picture 3 supported, by trimmed means supported"
+    )
+    assert found.loc[("C2", "published"), "verdict"] == "untestable"
     assert "12 x 6 heads" in found.loc[("C1", "published"), "differs"]
     assert "ViT-B/16" in found.loc[("C1", "published"), "differs"]
     table = pd.read_csv(output / "claims.csv")
-    assert len(table) == 3 * sum(map(len, QUANTITIES.values()))
-    first = table[table["quantity"] == "mean effect of layers 1-3"]
+    assert len(table) == 3 * len(measured())
+    first = table[table["quantity"] == MEAN_EARLY]
     assert first["as_released"].tolist() == [40.0] * 3 and first["as_released_pct_of_baseline"].tolist() == [10.0] * 3
     for claim in CLAIMS:
         assert (output / "figures" / f"{claim.lower()}.png").stat().st_size > 5_000
-    lines = (output / "verdicts.md").read_text().splitlines()
-    assert len(lines) == 14 and all(line.count("|") == 6 for line in lines)
-    assert "2 of DINOv2-small of 12 x 6 heads" in lines[2]
-    assert "0.5 [0.25, 0.75], 0.5 [0.25, 0.75]" in lines[2] and lines[2].endswith("**supported** |")
+    first, beside, changed = (output / "verdicts.md").read_text().split("\n\n")[0::2]
+    assert first.count("\n") == 13 and all(line.count(" | ") == 5 for line in first.splitlines()[2:])
+    assert "2 of DINOv2-small of 12 x 6 heads" in first and "**differs** (one: supported; two: refuted)" in first
+    assert "one at a time, not together: 10 [8, 12] %" in first
+    assert "effect of removing layers 1-3 together" in beside and "slope" in beside
+    assert changed.count("\n") == 8 and "default pictures: not in every model (1 of 2) → **differs**" in changed
+    assert "not blind" in (output / "verdicts.md").read_text()
+    assert markdown(verdicts) == (output / "verdicts.md").read_text()
     assert json.loads((output / "manifest.json").read_text())["runs"] == ["one", "two", "three"]
-    assert capsys.readouterr().out.count("C2 (default, 2 model(s)): not in every model (1 of 2).") == 1
+    out = capsys.readouterr()
+    assert out.out.count("C1 (default, 2 model(s)): differs.") == 1 and out.err == ""
 
 
 def test_what_the_released_procedure_gives(tmp_path):
     found = released_values(write_audit(tmp_path / "audit"))
-    assert found["mean effect of layers 1-3"] == (40.0, 10.0)
-    assert found["effect of layer 6 over that of layers 1-3"][0] == 2.5
+    assert found[MEAN_EARLY] == (40.0, 10.0)
+    assert found[SIXTH_RATIO][0] == 2.5
     assert len(found) == 3  # it measures nothing of what heads look at
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        (["supported", "supported"], "supported"),
-        (["not supported", "untestable"], "not supported"),
-        (["untestable", "untestable"], "untestable"),
-        (["supported", "untestable", "not supported"], f"{MIXED} (1 of 3)"),
-    ],
-)
-def test_a_verdict_needs_every_model(verdicts, expected):
-    assert over_models(pd.Series(verdicts)) == expected
+def test_a_column_is_not_believed(tmp_path, capsys):
+    """Words edited to what one would like, everywhere; the measured values say otherwise."""
+    rows = measured(early=0.9)
+    edited = rows.assign(verdict="supported", verdict_v1="supported")
+    edited["word"] = edited["word"].where(edited["word"] == "", "supported")
+    edited["trimmed_verdict"], edited["without_verdict"], edited["changes_without_one"] = "supported", "supported", "no"
+    honest = read_run(write_run(tmp_path / "honest", rows))
+    found = read_run(write_run(tmp_path / "edited", edited))
+    pd.testing.assert_frame_equal(found.rows, honest.rows)
+    assert found.rows.groupby("claim")["verdict"].first()["C1"] == "refuted"
+    assert honest.not_believed == () and found.not_believed == ("C1", "C4")
+    assert main([str(tmp_path / "edited"), "--output-dir", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == (
+        "note: edited: its verdicts on C1, C4 are not those of its measured values, which count\n"
+    )
+    assert pd.read_csv(tmp_path / "out" / "verdicts.csv").set_index("claim").loc["C1", "verdict"] == "refuted"
+
+
+def test_reading_a_run_gives_what_the_check_wrote(tmp_path):
+    found = read_run(write_run(tmp_path / "run")).rows
+    expected = measured()
+    for name in RUN_COLUMNS:
+        one, other = (table[name].astype(object).where(table[name].notna(), "").tolist() for table in (found, expected))
+        assert one == pytest.approx(other), name
+
+
+def table_of_runs(**rows):
+    """The tables of runs of one preset, without a disk."""
+    parts = [
+        found.assign(preset="default", run=run, differs="x; the study", as_released=np.nan)
+        for run, found in rows.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table, verdicts_table(table).set_index("claim")
+
+
+def test_one_word_over_models_or_they_differ():
+    words = {"C1": "refuted", "C2": "supported"}
+    _, found = table_of_runs(a=measured(early=0.9), b=measured(early=0.95))
+    assert {claim: found.loc[claim, "verdict"] for claim in words} == words
+    assert found.loc["C1", "by_model"] == "a: refuted; b: refuted" and (found["models"] == 2).all()
+    _, found = table_of_runs(a=measured(early=0.9), b=measured(), c=measured(early=0.1, outlier=40.0))
+    assert found.loc["C1", "verdict"] == "differs"
+    assert found.loc["C1", "by_model"] == "a: refuted; b: supported; c: undecided"
+    assert found.loc["C1", "verdict_v1"] == "not in every model (1 of 3)"
+
+
+def test_models_on_other_numbers_of_pictures_are_not_put_together():
+    _, found = table_of_runs(a=measured(), b=measured(count=32))
+    assert found.loc["C6", "verdict"] == "differs"
+    assert found.loc["C6", "by_model"] == (
+        f"a: supported; b: supported; not on as many pictures ({SLOPE_OF}text): a 40, b 32"
+    )
+    assert found.loc["C1", "verdict"] == "differs"
+    assert found.loc["C3", "verdict"] == "supported"  # roles of as many pictures
+
+
+def test_fragility_in_words():
+    _, found = table_of_runs(a=measured(), b=measured(early=0.1, outlier=40.0))
+    first, second = found.loc["C1", "fragility"].split("; ")
+    assert first.startswith("a: no single picture changes it, by trimmed means supported, largest picture")
+    assert second.startswith("b: without picture 3 supported, by trimmed means supported, largest picture")
+    assert found.loc["C1", "changes_without_one"] == "a: no; b: yes"
+    assert found.loc["C3", "fragility"] == "no single head changes it" and found.loc["C3", "trimmed_verdict"] == ""
+    share = measured(early=0.1, outlier=40.0).set_index("quantity").loc[MEAN_EARLY, "largest_picture_share"]
+    assert found.loc["C1", "largest_picture_share"] == share > 0.8
+
+
+def test_a_claim_changes_where_its_word_does_not_where_a_test_does():
+    """One test is refuted whatever is left out; another, that a picture decides, changes nothing."""
+    rows = measured().copy()
+    rows["changing"] = rows["changing"].astype(object)
+    of = rows["claim"] == "C2"
+    rows.loc[of & (rows["quantity"] == SIXTH_RATIO), ["changing", "left_out"]] = ["undecided: picture 5", "picture 5"]
+    _, found = table_of_runs(a=rows)
+    assert found.loc["C2", "fragility"].startswith("without picture 5 undecided")
+    rows.loc[of & rows["quantity"].str.startswith("effect of layers 6-12 over"), "word"] = "refuted"
+    rows.loc[of, "verdict"] = "refuted"
+    _, found = table_of_runs(a=rows)
+    assert found.loc["C2", "fragility"].startswith("no single picture changes it")
+
+
+def edit(rows, quantity, **cells):
+    found = rows.copy()
+    for name, value in cells.items():
+        found[name] = found[name].astype(object)
+        found.loc[found["quantity"] == quantity, name] = value
+    return found
 
 
 def test_refusals_are_one_line_and_code_2(tmp_path, capsys):
     run = write_run(tmp_path / "run")
-    other = write_run(tmp_path / "other", plan="0" * 64)
+    rows = measured()
     (tmp_path / "empty").mkdir()
     without = write_run(tmp_path / "without")
     (without / "claims.csv").unlink()
-    cases = {
-        (str(other),): "judged by another plan",
+    broken = {
+        "old": (rows.drop(columns="left_out"), "missing column(s) left_out"),
+        "words": (edit(rows, MEAN_EARLY, value="little"), "row 2: value: expected a number, got 'little'"),
+        "endless": (edit(rows, MEAN_EARLY, ci_high=np.inf), "row 2: ci_high: expected a number"),
+        "level": (edit(rows, MEAN_EARLY, level=0.5), "level 0.5, the plan asks 0.9"),
+        "upside": (edit(rows, MEAN_EARLY, ci_low=9.0), "ci_low 9.0 above ci_high"),
+        "fewer": (rows[rows["quantity"] != DETECTORS], f"missing row(s) {DETECTORS}"),
+        "twice": (pd.concat([rows, rows.iloc[:1]]), "more than one row for 'mean effect of layers 1-3'"),
+        "more": (edit(rows, MEAN_EARLY, claim="C9"), "expected the claims C1, C2, C3, C4, C5, C6, got C9"),
+        "calmed": (
+            edit(measured(early=0.1, outlier=40.0), MEAN_EARLY, changing=""),
+            "changing is '', but without picture 3 its limits say supported",
+        ),
+        "form": (edit(rows, KAPPA, changing="all of them"), "expected 'word: picture 0"),
+    }
+    cases = {(str(write_run(tmp_path / name, table)),): message for name, (table, message) in broken.items()}
+    for name, text in (("listed", "[1]"), ("torn", "{"), ("bare", json.dumps({"plan_sha256": plan_sha256()}))):
+        (write_run(tmp_path / name) / "manifest.json").write_text(text)
+    cases |= {
+        (str(tmp_path / "listed"),): "manifest.json: expected a JSON object, got list",
+        (str(tmp_path / "torn"),): "manifest.json: expected JSON",
+        (str(tmp_path / "bare"),): "manifest.json: expected the manifest of a run",
+        (str(write_run(tmp_path / "other", plan="0" * 64)),): "judged by another plan",
+        (
+            str(write_run(tmp_path / "before", plan=plan_sha256(1))),
+        ): "judged by version 1 of the plan, expected version 2; "
+        "make it anew (stored scores are reused): python -m analysis.compare --checks claims --output-dir 'a folder'",
         (str(tmp_path / "empty"),): "expected a finished run",
         (str(without),): "needs --checks claims",
         (str(run), str(run)): "folders of different names",
         (str(run), "--audit", str(tmp_path / "empty")): "expected a finished audit",
     }
-    for words, told in cases.items():
+    for words, message in cases.items():
         assert main([*words, "--output-dir", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and told in error
-        assert not (tmp_path / "out" / "manifest.json").exists()
+        assert error.count("\n") == 1 and message in error, (words, error)
+        assert not (tmp_path / "out").exists()
     assert read_run(run).preset == "default"
+
+
+def test_figures_show_values_words_ranges_and_fragility():
+    table, verdicts = table_of_runs(a=measured(), b=measured(early=0.1, outlier=40.0))
+    figure = claim_figure(table, verdicts.reset_index(), "C1")
+    ax = figure.axes[0]
+    assert [text.get_text() for text in ax.texts] == ["supported", "undecided"]
+    rows = table[table["quantity"] == MEAN_EARLY].to_dict("records")
+    points = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in points] == [row["value"] for row in rows]
+    assert [line.get_markerfacecolor() == "white" for line in points] == [False, True]
+    crosses = [line for line in ax.lines if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses] == [rows[1]["without_value"]]
+    diamonds = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "d"]
+    assert diamonds == [row["trimmed_value"] for row in rows]
+    (band,) = ax.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((-0.5, 0.5))
+    assert "differs" in figure.get_suptitle()
+    assert len(figure.axes) == 5
+    share = next(
+        one for one in claim_figure(table, verdicts.reset_index(), "C3").axes if CHIRP_SHARE[:20] in one.get_title()
+    )
+    assert share.patches[0].get_x() == pytest.approx(0.8)
+    assert not any("version 1" in one.get_title() for one in claim_figure(table, verdicts.reset_index(), "C2").axes)
+    with pytest.raises(ValueError, match="no rows of C9"):
+        claim_figure(table, verdicts.reset_index(), "C9")
+
+
+def test_the_tables_of_runs_keep_every_column():
+    run = type("Run", (), {"name": "a", "preset": "default", "rows": measured(), "differs": "x"})
+    table = claims_table([run], {MEAN_EARLY: (1.0, 2.0)})
+    assert set(RUN_COLUMNS) < set(table.columns) and len(table) == len(measured())
+    assert table.loc[table["quantity"] == MEAN_EARLY, "as_released"].tolist() == [1.0]
 
 
 def test_the_readme_shows_the_committed_verdicts():
