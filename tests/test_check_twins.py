@@ -38,7 +38,7 @@ def labelled(**at):
 
 
 def test_only_edges_that_are_gone_have_been_taken_out():
-    """(0, 0) loses its edge; (0, 1) is labelled otherwise and keeps it; (0, 2) was noise, (0, 3) text, (1, 0) a sink."""
+    """(0, 0) loses its edge; (0, 1) keeps it under another label; (0, 2) was noise, (0, 3) text, (1, 0) a sink."""
     before = Seen(
         labelled(frame=[(0, 0), (0, 1)], plot_background=[(0, 2)], title=[(0, 3)]),
         {"edge": grid((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)), "corner": grid((1, 1))},
@@ -73,9 +73,7 @@ def test_things_with_a_name_are_where_they_are_labelled():
 def a_model():
     """One layer of two heads over the grid of the pictures; what it attends to is put in its place below."""
     size = {"image_size": 224, "patch_size": 14}
-    backbone = Dinov2Model(
-        Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, **size)
-    )
+    backbone = Dinov2Model(Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, **size))
     backbone.set_attn_implementation("eager")
     units = ("s", "Hz", "Hz")
     model = ViTRegressor(backbone, RegressorConfig(TARGET_NAMES, units, (30.0, 50.0, 50.0), (9.0, 20.0, 20.0)))
@@ -166,7 +164,7 @@ def test_lines_alone_take_few_edges_away(lifts):
 
 
 def test_a_twin_passes_once_however_many_concepts_it_is_of(lifts):
-    preset, found, calls = lifts
+    _, found, calls = lifts
     assert len(calls) == 1 + len(CHANGES)
     assert set(found) == {
         f"finetuned|{query}|{concept}|{edit}|{part}"

@@ -15,8 +15,9 @@ def concept(name, share=0.0, lift=0.5, q=1.0, p=0.5, n=20):
 
 
 def twin(name, edit, statistic, limits, n=20):
-    return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit,
-            "statistic": statistic, "n": n} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
+    row = {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit}
+    limits = dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))
+    return row | {"statistic": statistic, "n": n} | limits
 
 
 def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT):
