@@ -93,9 +93,9 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
         yield (
             "joint_removal",
             "Whole layers removed at once",
-            "Mean rise of the loss without all heads of a layer, and of the layers from the first one on and of the "
-            "deeper half, beside the sum of what its heads do one at a time, with 95 % intervals. Where the two "
-            "differ, single effects do not tell what a layer does." + of("joint_removal"),
+            "Mean rise of the loss without all heads of a layer, and of layers together, beside the sum of what these "
+            "heads do one at a time, with 95 % intervals. Where the two differ, single effects do not tell what layers "
+            "do." + of("joint_removal"),
             check_plots.joint_removal(tables["joint_removal"]),
         )
     if has("knockout"):

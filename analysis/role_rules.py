@@ -12,8 +12,9 @@ and threshold. Knows no pictures and no model.
 - A head with one concept (of several without detection that of the highest lift) is a *detector* where every twin of
   the concept says content (lower limits above a half), a *position prior* where one says that attention stays (upper
   limit below a half) and none that it follows, else *undecided*. Without twins in five or more pictures it is
-  *untested*: sinks, edges and corners that no twin takes out, and all concepts of a folder's pictures. A positional
-  head is never a detector.
+  *untested*: sinks, edges and corners that no twin takes out, and all concepts of a folder's pictures. A twin takes out
+  but a part of the edges and corners: one whose part a head does not look at does not judge it. A positional head is
+  never a detector.
 - Text that is let go when its box goes too, but not when a grey box takes its place, is *text box*, not *text*.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.concept_masks import CONCEPTS
+from analysis.concept_masks import CONCEPTS, DRAWN
 from analysis.concept_tables import TAUS
 from analysis.twin_effects import EDITS
 
@@ -128,11 +129,13 @@ def judged(concept: str, twins: pd.DataFrame) -> tuple[str, dict[str, float]]:
     if concept not in EDITS or offered.empty:
         return "untested", _evidence(offered.iloc[:0])
     rows = offered.dropna(subset=["value", "ci_low", "ci_high"])
+    if concept in DRAWN:  # a twin takes out a part of them, which a head need not look at
+        offered = rows
     of_place = rows[rows["statistic"] != "keep"]  # other letters in the same place say nothing of the place
     stays, follows = of_place[of_place["ci_high"] < CONTENT], of_place[of_place["ci_low"] > CONTENT]
     if len(stays) and not len(follows):
         return "position prior", _evidence(stays)
-    if len(rows) == len(offered) and (rows["ci_low"] > CONTENT).all():
+    if len(rows) and len(rows) == len(offered) and (rows["ci_low"] > CONTENT).all():
         return "detector", _evidence(rows)
     return "undecided", _evidence(rows)
 

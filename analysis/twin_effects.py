@@ -8,8 +8,8 @@ is 1 where other letters make no difference to it, be it for content or for posi
 ``follow`` (thing moved): with the contrast of the two places D = lift(here) - lift(there), (D before + D after) /
 (2 D before), places shared by both left out: 1 where attention moves along, 0 where it stays. ``keep`` (replaced by its
 like): (lift after - 1) / (lift - 1). All are ratios of sums over pictures. Of edges and corners, which no edit takes
-out all of, places are those of the ones that the edit takes out, and of the ones that it makes. A head that does not look at the thing to
-begin with (denominator not above :data:`LEAST_EXCESS` a picture) has none.
+out all of, places are those of the ones that the edit takes out, and of the ones that it makes. A head that does not
+look at the thing to begin with (denominator not above :data:`LEAST_EXCESS` a picture) has none.
 """
 
 from __future__ import annotations

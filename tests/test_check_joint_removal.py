@@ -66,7 +66,7 @@ def test_losses_are_those_without_any_output_of_the_attention(made):
 
 
 def test_rows_by_arithmetic(made):
-    opened, _, evidence = made
+    evidence = made[2]
     losses = evidence.read(joint_removal.NAME)["losses"]
     effects = 100 * evidence.truth.delta_loss[:5]
     found = joint_removal.table(evidence)
@@ -90,7 +90,7 @@ def test_rows_by_arithmetic(made):
 
 
 def stand_in(joint, effects, replicates=300):
-    """Evidence of a model of 3 layers whose effects [image set] and [image layer head] (% of the variance) these are."""
+    """Evidence of a model of 3 layers with these effects, [image set] and [image layer head], in % of the variance."""
     losses = np.concatenate([np.ones((len(joint), 1)), 1 + joint / 100], axis=1)
     truth = Truth("zero", effects / 100, np.zeros((*effects.shape, 1)), np.ones(len(effects)))
     return Evidence(

@@ -15,8 +15,9 @@ def concept(name, share=0.0, lift=0.5, q=1.0, p=0.5, n=20):
 
 
 def twin(name, edit, statistic, limits, n=20):
-    return {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit,
-            "statistic": statistic, "n": n} | dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))  # fmt: skip
+    row = {"layer": 0, "head": 0, "model": "finetuned", "query": "cls", "concept": name, "edit": edit}
+    limits = dict(zip(("value", "ci_low", "ci_high"), limits, strict=True))
+    return row | {"statistic": statistic, "n": n} | limits
 
 
 def twins_of(name, *, removed=CONTENT, moved=CONTENT, kept=CONTENT, grey=CONTENT):
@@ -108,6 +109,16 @@ def test_edges_and_corners_are_judged_by_those_that_are_taken_out(name):
     assert role(seen, others)["role"] == f"{name} (untested)"
 
 
+def test_a_head_need_not_look_at_every_edge():
+    """A twin takes out a part of them; of a thing that has a name it takes out all, and there silence is no yes."""
+    blind = (np.nan,) * 3
+    frame, background, *_ = twins_of("edge")
+    unseen = frame | dict(zip(("value", "ci_low", "ci_high"), blind, strict=True))
+    assert judged("edge", pd.DataFrame([unseen, background]))[0] == "detector"
+    assert judged("edge", pd.DataFrame([unseen]))[0] == "undecided"
+    assert judged("colorbar", pd.DataFrame(twins_of("colorbar", moved=blind)))[0] == "undecided"
+
+
 def test_twins_of_fewer_than_five_pictures_say_nothing():
     def edges(n):
         return [twin("edge", "without(plot_background)", "let_go", CONTENT),
@@ -137,6 +148,8 @@ def test_roles_at_the_thresholds_themselves():
         ((0.1, 0.0, np.nextafter(0.5, 0)), "position prior"),
     ):
         assert judged("chirp", pd.DataFrame(twins_of("chirp", removed=limits, moved=limits)))[0] == expected
+    half_follows = twins_of("chirp", removed=POSITION, moved=(0.9, 0.5, 1.0))
+    assert judged("chirp", pd.DataFrame(half_follows))[0] == "position prior"  # nothing contradicts it
     inked = twins_of("text", grey=(0.1, 0.0, 0.5))
     assert role([concept("text", **SEEN)], inked)["role"] == "text detector"
     assert role([concept("text", **SEEN)], twins_of("text", grey=(0.1, 0.0, 0.49)))["role"] == "text box detector"

@@ -109,15 +109,13 @@ def lifts_of(
             maps = {} if twins is None else _maps(model, twins.batch, batch_size)
             for concept in (concept for concept, edits in EDITS.items() if edit in edits):
                 old, new = places(concept, edit, before, after, sinks[name][shown])
+                sides = {"old": old, "new": new} if edit in MOVES else {"old": old}
                 for query in QUERIES:
                     lifts = {part: np.full((len(batch), *intact[name][query].shape[1:3]), np.nan) for part in PARTS}
                     for number, place in enumerate(shown):
-                        both = intact[name][query][place], maps[query][number]
-                        lifts["old_before"][place], lifts["old_after"][place] = (lift_on(one, old[number]) for one in both)
-                        if edit in MOVES:
-                            lifts["new_before"][place], lifts["new_after"][place] = (
-                                lift_on(one, new[number]) for one in both
-                            )
+                        for side, masks in sides.items():
+                            lifts[f"{side}_before"][place] = lift_on(intact[name][query][place], masks[number])
+                            lifts[f"{side}_after"][place] = lift_on(maps[query][number], masks[number])
                     found |= {
                         f"{name}|{query}|{concept}|{edit}|{part}": values.astype(np.float32)
                         for part, values in lifts.items()
