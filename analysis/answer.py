@@ -116,7 +116,7 @@ def _describe_methods(agreement: pd.DataFrame, count: int) -> list[str]:
     else:
         need = f"{min(3, len(first))} of {len(first)} truths"
         line = f"No method is {what}, under {need}: {'; '.join(groups)}."
-    last = method_ranking(agreement).iloc[-1]
+    last = method_ranking(agreement, first["truth"].iloc[0]).iloc[-1]
     fewer = f", on {int(last['n'])} pictures" if last["n"] < count else ""
     return [
         f"{line} Farthest from {_kind(last['truth'])} ablation: {last['method']} ({last['value_cross']:.2f}{fewer})."

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from analysis.ablation_at_cost import ablation_at_cost_table
+from analysis.ablation_at_cost import ablation_at_cost_table, forward_equivalents
 from analysis.calibration import calibration_table
 from analysis.differences import correlation, difference_table
 from analysis.duplicates import duplicate_groups
@@ -19,7 +19,7 @@ from analysis.explain import Explained
 from analysis.intervals import ESTIMATORS, Indices
 from analysis.league import agreement_over_groups, league_table, shared_table
 from analysis.models import OpenedModel
-from analysis.passes import BACKWARD_COST, method_settings
+from analysis.passes import method_settings
 from analysis.scorecard import oriented
 from analysis.settings import CompareSettings
 from analysis.truth_matrix import truth_table
@@ -102,5 +102,5 @@ def _forwards(settings: CompareSettings, opened: OpenedModel, methods: Mapping[s
     found = {}
     for name, method in methods.items():
         forwards, backwards = cost(method, dials, num_layers=layout.num_layers, num_targets=num_targets)
-        found[name] = forwards + BACKWARD_COST * backwards
+        found[name] = forward_equivalents(forwards, backwards)
     return found

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.forecast import plain_forward_seconds
 from analysis.models import OpenedModel, make_batch, with_companions
 from analysis.out_of_memory import BatchSize, compute_fitting
@@ -34,6 +36,8 @@ from analysis.survey import Survey, in_pieces, joined, look_at
 from analysis.timings import add_timings, peak_mb
 from attribution.batch import Batch
 
+# Plain forward passes are timed beside the passes whose unit they are: again when so many of them have gone by.
+FORWARDS_BETWEEN = 8
 Known = Mapping[str, set[str]]  # name of a score -> digests of its finished pieces
 
 
@@ -165,14 +169,14 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
     in work just now. Gives the files written."""
     written: list[Path] = []
     batch: Batch | None = None
-    forward = 0.0
+    forward, measured_at = 0.0, -np.inf
     for one in passes:
         wanted = _missing(one, piece, known)
         if wanted:
-            if batch is None:
-                batch = batch_of(work, piece.rows, ())
-                forward = plain_forward_seconds(work.opened, batch, work.size)
             batch = batch_of(work, piece.rows, one.needs, batch)
+            if time.perf_counter() - measured_at > FORWARDS_BETWEEN * forward:
+                forward = plain_forward_seconds(work.opened, batch, work.size)
+                measured_at = time.perf_counter()
             start = time.perf_counter()
             compute = one.compute
             found = compute_fitting(

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis import ablation_at_cost as ac
+from analysis.passes import BACKWARD_COST
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_a_whole_number_of_pictures_is_not_lost_to_rounding():
     assert ac.pictures_paid(0.1 + 0.2, 0.1) == 3 and ac.pictures_paid(2.3 * 3, 2.3) == 3
     assert ac.pictures_paid(33.999, 34.0) == 0 and ac.pictures_paid(34.0, 34.0) == 1
     assert ac.forward_equivalents(1, 3) == pytest.approx(4.9)
+    assert ac.BACKWARD_IN_FORWARDS == BACKWARD_COST  # prices of the league and the forecast of a run are the same
 
 
 def test_reproducible_and_independent_of_the_other_methods(truth):

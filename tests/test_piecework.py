@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tiny_models import tiny_model
 
-from analysis import passes, run_folder, truth_passes
+from analysis import passes, piecework, run_folder, truth_passes
 from analysis.compare import main
 from analysis.explain import explain
 from analysis.models import OpenedModel, make_batch, open_model
@@ -172,6 +172,27 @@ def test_growing_computes_new_pieces_and_the_ragged_one(opened, pictures, tmp_pa
     for name, one in grown.timings.items():  # the price as measured, of old pieces and new
         seconds, forward = (sum(known[name][sha][key] for sha in pieces) for key in ("seconds", "forward_seconds"))
         assert forward > 0 and one["forwards_measured"] == pytest.approx(seconds / forward)
+
+
+def test_the_unit_of_prices_is_timed_again_after_whatever_took_long(opened, pictures, tmp_path, monkeypatch):
+    """A pass that takes many forwards has one timed behind it; those that take few share one."""
+    units, now = [], [0.0]
+
+    def unit(*_):
+        units.append(float(len(units) + 1))
+        return units[-1]
+
+    def lasting(compute, batch, size, name):
+        now[0] += 1000.0 if name.startswith("ablation") else 0.5
+        return compute(batch, size.pictures)
+
+    monkeypatch.setattr(piecework, "plain_forward_seconds", unit)
+    monkeypatch.setattr(piecework, "compute_fitting", lasting)
+    monkeypatch.setattr(piecework.time, "perf_counter", lambda: now[0])
+    done = run_of(opened, pictures, 5, tmp_path, methods=("cls_mass", "gate_saliency", "gate_ixg"))
+    found = {name: next(iter(pieces.values()))["forward_seconds"] for name, pieces in read_timings(tmp_path).items()}
+    assert found == {"attention_maps": 1, "cls_mass": 1, "ablation_zero": 2, "gate_saliency": 3, "gate_ixg": 3}
+    assert units == [1, 2, 3] and done.timings["ablation_zero"]["forwards_measured"] == 1000 / 2
 
 
 @pytest.mark.parametrize(("count", "again"), [(32, []), (20, range(16, 20)), (16, []), (7, range(7))])
