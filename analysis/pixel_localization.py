@@ -13,13 +13,12 @@ full-resolution map may pass it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.intervals import bootstrap_interval, index_counts, weighted_mean
+from analysis.intervals import index_counts, interval_over_images, weighted_mean
 from analysis.localization import adjusted_for_chance, chance_per_picture, per_picture
 from analysis.ranked_maps import PICTURES_AT_ONCE, Blocks, locate, rank_maps
 
