@@ -50,7 +50,7 @@ def head_order(scores_mean: NDArray[np.floating], seed: int = 0) -> tuple[Head, 
 
 
 def random_orders(heads: Sequence[Head], seed: int, number: int = RANDOM_ORDERS) -> dict[str, tuple[Head, ...]]:
-    """So many orders of all heads, ``random_0``, ``random_1``, ..., the i-th drawn from `default_rng([seed, 23, i])`."""
+    """So many orders of all heads, ``random_0``, ``random_1``, ..., number i drawn by `default_rng([seed, 23, i])`."""
     draws = [np.random.default_rng([seed, 23, place]).permutation(len(heads)) for place in range(number)]
     return {f"random_{place}": tuple(heads[at] for at in draw) for place, draw in enumerate(draws)}
 

@@ -122,9 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, least in {"sets": 2, "trimmed_sets": 2, "bootstrap_replicates": 10, "trimmed_replicates": 10,
                             "seed": 0}.items():  # fmt: skip
             if getattr(options, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}"
-                )
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
         names = [run.resolve().name for run in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected folders of different names, got {', '.join(names)}")

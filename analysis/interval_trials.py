@@ -143,9 +143,7 @@ def limits_of(
     return found
 
 
-def _bootstrap_t(
-    centred: Floats, moved: Floats, counts: Floats, mean: Floats, level: float
-) -> tuple[Floats, Floats]:
+def _bootstrap_t(centred: Floats, moved: Floats, counts: Floats, mean: Floats, level: float) -> tuple[Floats, Floats]:
     """Mean − percentiles of (replicate − mean) / (standard error within the replicate) times the own standard error
     (Efron & Tibshirani 1993, eq. 12.22); replicates of one value alone, which have no error, are left out."""
     number = len(centred)

@@ -245,8 +245,8 @@ def interval_over_images(
     """Interval of the mean or the 10 % trimmed mean over pictures: `[image ...] -> [...]` for value, low and high.
 
     `method` is "student_t", "bca" or "percentile" (these two from the resamples `indices`); None: `kind_for` the number
-    of pictures. `degrees_of_freedom` for Student's t where fewer pictures were measured than there are values. `bounds`:
-    the range of what is averaged, one for all columns or `[column]`; limits are held within it.
+    of pictures. `degrees_of_freedom`: of Student's t, where fewer pictures were measured than there are values.
+    `bounds`, the range of what is averaged, one for all columns or `[column]`: limits are held within it.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")

@@ -1,4 +1,4 @@
-"""Trials of intervals: kinds against scipy and loops, populations whose mean and tails are known, the committed table."""
+"""Trials of intervals: kinds against scipy and loops, populations of known mean and tails, the committed table."""
 
 from pathlib import Path
 
@@ -122,8 +122,8 @@ def test_the_command_writes_one_row_a_trial(tmp_path, capsys):
     assert len(table) == 2 * 2 * 4 * (5 + 3) and not table.duplicated(list(table.columns[:5])).any()
     assert table[table["estimator"] == "mean"]["heads"].eq(6).all()
     assert table[table["estimator"] == "trimmed"]["heads"].eq(1).all()
-    assert [kind_for(n, e) == i for n, e, i in
-            zip(table["num_pictures"], table["estimator"], table["interval"], strict=True)] == list(table["in_use"])  # fmt: skip
+    keys = zip(table["num_pictures"], table["estimator"], table["interval"], strict=True)
+    assert [kind_for(number, estimator) == kind for number, estimator, kind in keys] == list(table["in_use"])
     assert table.groupby(["estimator", "run", "tails", "num_pictures"])["in_use"].sum().eq(1).all()
     assert (table["coverage_min"] <= table["coverage_median"]).all()
     np.testing.assert_allclose(table.loc[table["interval"] == "student_t", "width_ratio"], 1)
@@ -131,10 +131,17 @@ def test_the_command_writes_one_row_a_trial(tmp_path, capsys):
 
 
 def test_best_is_the_smallest_gap_over_both_tails_and_level_ones_are_students():
-    rows = [("mean", "a", tails, n, kind, gap)
-            for n, gaps in ((16, {"bca": (0.1, 0.1), "student_t": (0.0, 0.15)}), (64, {"bca": (0.0, 0.1), "student_t": (0.2, 0.2)}),
-                           (128, {"bca": (0.1, 0.1), "student_t": (0.1, 0.108)}))
-            for kind, both in gaps.items() for tails, gap in zip(("stored", "fitted"), both, strict=True)]  # fmt: skip
+    gaps = {
+        16: {"bca": (0.1, 0.1), "student_t": (0.0, 0.15)},
+        64: {"bca": (0.0, 0.1), "student_t": (0.2, 0.2)},
+        128: {"bca": (0.1, 0.1), "student_t": (0.1, 0.108)},
+    }
+    rows = [
+        ("mean", "a", tails, number, kind, gap)
+        for number, kinds in gaps.items()
+        for kind, both in kinds.items()
+        for tails, gap in zip(("stored", "fitted"), both, strict=True)
+    ]
     table = pd.DataFrame(rows, columns=["estimator", "run", "tails", "num_pictures", "interval", "gap_mean"])
     other = table.assign(run="b", gap_mean=1 - table["gap_mean"])
     found = best_kinds(pd.concat([table, other]), "a")

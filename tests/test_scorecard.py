@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.stats import rankdata, trim_mean
 
 from analysis.intervals import bootstrap_indices
@@ -66,6 +69,21 @@ def test_overlaps_stand_beside_their_heads_whatever_the_order_of_rows():
         assert table[f"iou_{region}"].tolist() == expected
         assert table[f"iou_{region}_adjusted"].tolist() == [-value for value in expected]
     assert sum(name.startswith("iou_") for name in table) == 4
+
+
+def test_intervals_of_effects_are_students_and_estimates_have_fewer_degrees_of_freedom():
+    flat = 100 * EFFECT.reshape(30, 6)
+    limits = stats.ttest_1samp(flat, 0.0).confidence_interval(0.95)
+    table = card()
+    np.testing.assert_allclose(table["ablation_zero_var_pct_ci_low"], limits.low)
+    np.testing.assert_allclose(table["ablation_zero_var_pct_ci_high"], limits.high)
+    # Ten of thirty pictures swept: a mean and a slope less.
+    estimated = replace(TRUTH, kind="zero_estimated", is_swept=np.zeros((2, 3), dtype=bool), r2=np.zeros((2, 3)),
+                        num_swept=10)  # fmt: skip
+    found = scorecard_table([estimated], None, {}, METHODS, None, {}, ("a", "b"), ("s", "kg"), indices)
+    half = stats.t.ppf(0.975, 8) * stats.sem(flat, axis=0)
+    np.testing.assert_allclose(found["ablation_zero_estimated_var_pct_ci_low"], flat.mean(axis=0) - half)
+    np.testing.assert_allclose(found["ablation_zero_estimated_var_pct_ci_high"], flat.mean(axis=0) + half)
 
 
 def test_ranks_follow_the_direction_and_constants_have_none():

@@ -83,6 +83,6 @@ def test_tables_that_do_not_fit_are_refused_in_one_line(pairs, curves):
         (tail_plots.pairs_beyond_adding_up, pairs.drop(columns="is_shared")),
         (tail_plots.area_gaps, curves.drop(columns="area_gap")),
     ):
-        with pytest.raises(ValueError, match="^(redundancy|curves): ") as caught:
+        with pytest.raises(ValueError, match=r"^(redundancy|curves): ") as caught:
             draw(table)
         assert "\n" not in str(caught.value)

@@ -79,9 +79,8 @@ def test_curves_are_the_losses_without_the_heads(opened):
     assert len(sets) == len(set(sets)) and () in sets and tuple(heads) in sets
     assert arrays["losses"].shape == (4, len(sets))
     indices = lambda count: bootstrap_indices(count, 50, seed=0)  # noqa: E731
-    evidence = Evidence(
-        opened, source, settings, {}, {}, None, orders, indices, lambda name: {curves.NAME: arrays, curves.RANDOM: random}[name]
-    )
+    stored = {curves.NAME: arrays, curves.RANDOM: random}
+    evidence = Evidence(opened, source, settings, {}, {}, None, orders, indices, stored.__getitem__)
     table = curves.table(evidence)
     intact = loss_per_image(model(batch.pixel_values), batch.labels)
     assert removal_counts(6) == (0, 1, 2, 4, 6)

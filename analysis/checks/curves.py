@@ -83,7 +83,8 @@ def _losses(
 def table(evidence: Evidence) -> pd.DataFrame:
     """The curves of every order, with the areas under them (`analysis.curve_areas.curve_table`); those of random orders
     last, as ``random_0``, ``random_1``, ..., and how many of these each order surpasses (`above_random`)."""
-    random, null = _random(evidence.orders, evidence.settings.seed), random_sets(evidence.orders, evidence.settings.seed)
+    seed = evidence.settings.seed
+    random, null = _random(evidence.orders, seed), random_sets(evidence.orders, seed)
     losses = np.concatenate([evidence.read(name)["losses"] for name in ((NAME, RANDOM) if null else (NAME,))], axis=1)
     # A set that is in both is read from the first place, as in a run without the null.
     place = {heads: number for number, heads in reversed([*enumerate([*head_sets(evidence.orders), *null])])}

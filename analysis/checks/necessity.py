@@ -105,7 +105,8 @@ def table(evidence: Evidence) -> pd.DataFrame:
 
     ``shift_...``: root mean square move of the outputs (standard deviations of the labels); ``ratio``, without over
     with: 0 where the heads act only on what is there to be seen, 1 where it makes no difference to them.
-    ``effect_...``: rise of the loss (% of the label variance), ``difference`` paired, with 95 % interval; that of the ratio is BCa.
+    ``effect_...``: rise of the loss (% of the label variance), ``difference`` paired, with 95 % interval;
+    that of the ratio is BCa.
     """
     if evidence.source.twin is None or not groups(evidence.orders, evidence.source):
         return pd.DataFrame(columns=list(COLUMNS))

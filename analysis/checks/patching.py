@@ -108,9 +108,10 @@ def table(evidence: Evidence) -> pd.DataFrame:
 
     ``share``: how much of the item's effect d on the three outputs one head's context from the twin takes back,
     sum(c . d) / sum(|d|^2) over pictures, where c is what it takes back. Each head is patched alone and effects
-    overlap, so over heads these add up to no whole, and are no parts of one. ``shift_with``, ``shift_without``: root mean square change of the outputs (standard deviations of the
-    labels) when the head is set to zero, with and without the item; ``shift_ratio``, without over with: near 0 for a
-    head that acts only where the item is. ``twin_shift``: root mean square of d itself.
+    overlap, so over heads these add up to no whole, and are no parts of one. ``shift_with``, ``shift_without``: root
+    mean square change of the outputs (standard deviations of the labels) when the head is set to zero, with and without
+    the item; ``shift_ratio``, without over with: near 0 for a head that acts only where the item is. ``twin_shift``:
+    root mean square of d itself.
     """
     if evidence.source.twin is None:
         return pd.DataFrame(columns=list(COLUMNS))
