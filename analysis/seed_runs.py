@@ -60,7 +60,8 @@ def read_run(folder: Path) -> Run:
         record = json.loads(paths[0].read_text(encoding="utf-8"))
         name = str(record["model"]["name"])
         count, _, _ = record["pictures"]["total"], record["data"]["sha256"], record["model"]["weights_sha256"]
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        seed = int(record.get("settings", {}).get("seed", 0))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{paths[0]}: expected the manifest of a run ({error!r})") from error
     scorecard, agreement = read_table(paths[1]), read_table(paths[2])
     absent = sorted({*OF_METHODS, "noise_ceiling", "n"} - set(agreement))
@@ -70,7 +71,6 @@ def read_run(folder: Path) -> Run:
     if TRUTHS[0] not in known:
         raise ValueError(f"{paths[1]}: expected swept effects in {TRUTHS[0]}_var_pct (estimates do not do)")
     effects = {truth: _effects(folder, truth, head_grid(scorecard, name), count) for truth, name in known.items()}
-    seed = record.get("settings", {}).get("seed", 0)
     unchecked = require_measured(folder, agreement, effects, seed)
     return Run(folder, Path(name).name, record, effects, agreement, unchecked)
 
@@ -82,13 +82,17 @@ def require_measured(
     gives what cannot be told: methods that have no scores here or that this program does not know, truths likewise."""
     truths = {name: found for truth, of in effects.items() for name, found in ((truth, of), (f"{truth}_abs", abs(of)))}
     rows = agreement[(agreement["statistic"] == "spearman") & (agreement["estimator"] == "mean")]
+    rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in ("n", *MEASURED)})
+    if not (rows["n"] >= 2).all():
+        raise ValueError(f"{folder / 'agreement.csv'}: n: expected numbers of pictures, at least 2")
     unchecked = dict.fromkeys(str(truth) for truth in rows["truth"] if truth not in truths)
     rankings: dict[tuple[str, int], tuple[Ranking, float]] = {}
     for name, found in rows[rows["truth"].isin(list(truths))].groupby("method", sort=False):
         method = str(name)
         path = folder / "scores" / f"{method}.safetensors"
         scores = read_scores(path)[0].get("scores") if method in METHODS and path.is_file() else None
-        for truth, count, *stated in found[["truth", "n", *MEASURED]].itertuples(index=False):
+        for truth, number, *stated in found[["truth", "n", *MEASURED]].itertuples(index=False):
+            count = int(number)
             if scores is None or len(scores) < count or scores.shape[1:] != truths[truth].shape[1:]:
                 unchecked[method] = None
                 continue

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from attribution import checkpoint
+from attribution import checkpoint, own_folder
 from attribution.backbone import tiny_backbone
 from attribution.checkpoint import load_pretrained, save_pretrained, weights_sha256
 from attribution.packaged import sha256_of_file
@@ -214,7 +214,7 @@ def test_interrupted_save_leaves_the_old_model_or_a_refused_one(saved, monkeypat
     model, folder = saved
     before = shutil.copytree(folder, folder.parent / "before")
     model.head[4].bias += 1
-    replace, calls = checkpoint.os.replace, []
+    replace, calls = own_folder.os.replace, []
 
     def fail_at_third(source, target):
         calls.append(target)
@@ -222,7 +222,7 @@ def test_interrupted_save_leaves_the_old_model_or_a_refused_one(saved, monkeypat
             raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail_at_third)
+    monkeypatch.setattr(own_folder.os, "replace", fail_at_third)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(model, folder, GOLDEN)
     assert not list(folder.glob(".saving*"))

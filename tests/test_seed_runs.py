@@ -123,6 +123,16 @@ def test_what_cannot_be_recomputed_is_told(written, tmp_path):
     assert told == ["As their tables say, for want of scores to tell it from: gate_ig, of_my_own."]
 
 
+@pytest.mark.parametrize(("column", "value", "message"), [("n", "", "n: expected numbers"), ("value", "x", "chefer, ")])
+def test_cells_that_are_no_numbers_are_refused(written, tmp_path, column, value, message):
+    shutil.copytree(written[0] / "two", tmp_path / "other")
+    table = pd.read_csv(tmp_path / "other" / "agreement.csv", dtype=str)
+    table.loc[table["method"] == "chefer", column] = value
+    table.to_csv(tmp_path / "other" / "agreement.csv", index=False)
+    with pytest.raises(ValueError, match=rf"agreement\.csv: {message}"):
+        read_run(tmp_path / "other")
+
+
 NAMES = ("manifest.json", "statements.csv", "figures/seeds_ablation_zero.svg", ".manifest.json.writing")
 
 
