@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,14 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from analysis.checked_arrays import arrays_sha256
-from analysis.report import write_atomically
+from attribution.atomic_writing import TEMPORARY, replacing, write_atomically
 
 Arrays = dict[str, NDArray[Any]]
 # The only entry of a file's metadata: safetensors writes several in an order that changes from call to call.
 ENTRY = "scores"
 # Names in the format, in the order in which its own writer puts them.
 KINDS = {"int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8"}
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
         _keep_others(file, stored, set(names))
         places = [stored[sha256] for sha256 in names]
         made_of = [(place.count, sha256, place.arrays_sha256) for sha256, place in zip(names, places, strict=True)]
-        with _replacing(file.path) as target:
+        with replacing(file.path) as target:
             _join(places, _entry(file.identity, made_of, None), target)
     remove_parts(file, pieces)
 
@@ -173,7 +170,7 @@ def _keep_others(file: ScoreFile, stored: Mapping[str, Stored], wanted: set[str]
 def restamp_pieces(file: ScoreFile, pieces: Sequence[tuple[str, Stored]]) -> None:
     """Make the file of these pieces (digest of pictures, place), whatever scores they were said to be of."""
     made_of = [(place.count, sha256, arrays_sha256(read_piece(place))) for sha256, place in pieces]
-    with _replacing(file.path) as target:
+    with replacing(file.path) as target:
         _join([place for _, place in pieces], _entry(file.identity, made_of, None), target)
 
 
@@ -201,7 +198,7 @@ def remove_leftovers(folder: Path) -> None:
     """Take out what a killed run was writing."""
     for pattern in (".*.tmp", "*.parts/.*.tmp"):
         for path in folder.glob(pattern):
-            if _TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
@@ -233,20 +230,6 @@ def _read_entry(path: Path) -> dict[str, Any]:
     except (SafetensorError, FileNotFoundError, json.JSONDecodeError):
         return {}
     return entry if isinstance(entry, dict) and {"identity", "pieces"} <= set(entry) else {}
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of ``path`` when all of it is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _join(stored: Sequence[Stored], entry: str, target: IO[bytes]) -> None:
