@@ -134,6 +134,8 @@ def test_published_generator_that_is_not_installed_is_a_row_that_says_so(monkeyp
 
 def test_a_benchmark_that_fails_leaves_the_table_of_an_earlier_run(monkeypatch, tmp_path, capsys):
     (tmp_path / "localization.csv").write_text("kept\n")
+    earlier = '{"machine": {}, "model": "bundled", "extent": {}}'  # which names no tables yet
+    (tmp_path / "machine.json").write_text(earlier)
 
     def fails(*_):
         raise ValueError("maps: expected floats")
@@ -142,7 +144,13 @@ def test_a_benchmark_that_fails_leaves_the_table_of_an_earlier_run(monkeypatch, 
     assert main(["--quick", "--only", "localization", "--output-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: maps: expected floats\n"
     assert (tmp_path / "localization.csv").read_text() == "kept\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["localization.csv", "machine.json"]
+    names = [".machine.json.writing", "localization.csv", "machine.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "machine.json").read_text() == earlier
+    monkeypatch.setattr(bench, "localization_rows", lambda *_: [])
+    assert main(["--quick", "--only", "localization", "--output-dir", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[1:]
+    assert json.loads((tmp_path / "machine.json").read_text())["files"] == names[1:]
 
 
 @pytest.mark.parametrize(
