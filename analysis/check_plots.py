@@ -82,7 +82,7 @@ def removal_curves(
                 line["removed"], line["loss_rise_var_pct"], color="0.75", linewidth=0.8, zorder=1, label="other methods"
             )
         if len(null):
-            band = null.groupby("removed")["loss_rise_var_pct"].quantile([0.05, 0.5, 0.95]).unstack()
+            band = null.groupby("removed")["loss_rise_var_pct"].quantile(np.array([0.05, 0.5, 0.95])).unstack()
             counts, (low, middle, high) = band.index.to_numpy(), band.to_numpy().T
             label = f"{null['method'].nunique()} random orders"
             panel.fill_between(counts, low, high, color="0.85", linewidth=0, zorder=0.5)

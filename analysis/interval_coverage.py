@@ -97,8 +97,8 @@ def _numbers(found: Trial, student: Trial) -> dict[str, float]:
 def best_kinds(table: pd.DataFrame, run: str) -> pd.Series:
     """(estimator, num_pictures) -> the kind with the smallest `gap_mean` on a run's effects, mean of both tails; of
     those level with it Student's t, which needs no resamples."""
-    gaps = table[table["run"] == run].groupby(["estimator", "num_pictures", "interval"])["gap_mean"].mean()
-    gaps = gaps.unstack("interval")
+    rows = table[table["run"] == run]
+    gaps = rows.pivot_table(index=["estimator", "num_pictures"], columns="interval", values="gap_mean", aggfunc="mean")
     level = gaps["student_t"] <= gaps.min(axis=1) + LEVEL_WITHIN
     return gaps.idxmin(axis=1).where(~level, "student_t")
 
