@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from analysis.agreement import Floats, Ranking, aggregated, random_halves, resampled, spearman
 from analysis.intervals import Indices, centred_interval
@@ -54,7 +54,7 @@ def difference_table(
     shrinks every ρ and with them the differences, so they are moved to have the mean `difference`. `p`, two-sided:
     twice the smaller of the shares of moved replicates ≤ 0 and ≥ 0, at most 1 and at least 1/(R+1) for R replicates.
     Different pictures: `difference` of the means over `num_halves` halves, 95 % `jackknife_interval`, and the two-sided
-    p of the normal distribution that it rests on. `p_holm`: Holm's over all methods of one truth and kind of pictures
+    p of the Student's t that it rests on. `p_holm`: Holm's over all methods of one truth and kind of pictures
     that have a p. NaN where a method's scores are all equal, and so order nothing. A truth under which no method on
     trial has a ρ has no rows.
 
@@ -162,7 +162,7 @@ def _judge_left_out(gap: Floats) -> tuple[float, float, float]:
         return float("nan"), float("nan"), float("nan")
     rounding = 1e-12  # two equal methods differ by nothing
     error = max(jackknife_error(gap[1:]), rounding)
-    p = 1.0 if abs(gap[0]) <= rounding else float(2 * norm.sf(abs(gap[0]) / error))
+    p = 1.0 if abs(gap[0]) <= rounding else float(2 * student.sf(abs(gap[0]) / error, len(gap) - 2))
     return *jackknife_interval(float(gap[0]), gap[1:], -2.0, 2.0), p
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 Floats = NDArray[np.float64]
 
 HALVES = 40  # of the random halves of a value; they suffice for its error
 MOST_BLOCKS = 256  # more pictures than this are left out some at a time
 LEAST_PICTURES = 4  # fewer leave a half without a picture
-STANDARD_ERRORS = 1.959963984540054  # on either side, for 95 %
 
 
 def blocks_left_out(num_images: int) -> Floats:
@@ -46,12 +46,13 @@ def jackknife_error(left_out: Floats) -> float:
 def jackknife_interval(
     value: float, left_out: Floats, lowest: float = -1.0, highest: float = 1.0
 ) -> tuple[float, float]:
-    """`value` ± 1.96 standard errors, within the range of the statistic; NaN where the value or a block has none.
+    """95 % limits: `value` ± standard errors by Student's t of one degree of freedom less than blocks, within the range
+    of the statistic; NaN where the value or a block has none.
 
     For the mean over random halves of an agreement of ranks. In simulated heavy-tailed effects (72 heads, 16 to 128
-    pictures, good and poor methods) it held the value expected at that number of pictures in 91 to 98 %, and the
+    pictures, good and poor methods) it held the value expected at that number of pictures in 91 to 99 %, and the
     difference of two methods in 94 % or more.
     """
-    error = jackknife_error(left_out)
-    low, high = np.clip([value - STANDARD_ERRORS * error, value + STANDARD_ERRORS * error], lowest, highest)
+    reach = t.ppf(0.975, len(left_out) - 1) * jackknife_error(left_out)
+    low, high = np.clip([value - reach, value + reach], lowest, highest)
     return float(low), float(high)

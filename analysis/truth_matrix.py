@@ -50,8 +50,8 @@ def truth_table(
 
     A truth with itself: `spearman_split_half` is the mean over `num_halves` random halves of its pictures of the ρ
     between the half and the rest, that is, the reliability of n/2 pictures; `spearman_brown` is 2r/(1+r) of it, what
-    the formula of Spearman and Brown (1910) makes of all n (from -1 to 1). The interval of the first is value ± 1.96
-    jackknife standard errors over pictures (from the first 40 of the halves, which suffice; in simulated heavy-tailed
+    the formula of Spearman and Brown (1910) makes of all n (from -1 to 1). The interval of the first is the
+    `jackknife_interval` over pictures (from the first 40 of the halves, which suffice; in simulated heavy-tailed
     effects it held the true value in 95 to 98 %), of the second the formula at those ends: a bootstrap would draw the
     same picture into both halves. NaN where there are fewer than 4 pictures. `pictures_for_reliability_0_9`: how many
     pictures a reliability of 0.9 takes by the same formula, with the limits that it makes of the first one's; NaN where

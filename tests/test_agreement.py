@@ -252,7 +252,7 @@ def test_rows_equal_a_loop_over_resamples(study, estimator, average, method, tru
             for gone in everyone
         ]  # fmt: skip
         error = np.sqrt(39 * np.var(left_out))
-        limits = np.clip(stats.norm.interval(0.95, row["value_cross"], error), -1, 1)
+        limits = np.clip(stats.t.interval(0.95, 39, row["value_cross"], error), -1, 1)
         np.testing.assert_allclose([row["cross_ci_low"], row["cross_ci_high"]], limits, atol=1e-12)
     split = [
         stats.spearmanr(aggregate(target, np.flatnonzero(half)), aggregate(target, np.flatnonzero(~half))).statistic

@@ -126,10 +126,10 @@ def test_different_pictures_equal_a_loop_over_halves_and_pictures(study, method)
     value = gap(range(n), halves)
     left_out = [gap([i for i in range(n) if i != gone], halves[:40]) for gone in range(n)]
     error = np.sqrt((n - 1) * np.var(left_out))
-    expected = [value, *stats.norm.interval(0.95, value, error)]
+    expected = [value, *stats.t.interval(0.95, n - 1, value, error)]
     found = row[["difference", "difference_ci_low", "difference_ci_high"]].to_numpy(float)
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert row["p"] == pytest.approx(2 * stats.norm.cdf(-abs(value / error)))
+    assert row["p"] == pytest.approx(2 * stats.t.cdf(-abs(value / error), n - 1))
 
 
 def test_the_best_on_different_pictures_is_the_highest_value_cross(study):

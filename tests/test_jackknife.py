@@ -13,7 +13,7 @@ def test_the_error_of_a_mean_is_the_one_of_the_textbook():
     left_out = jk.blocks_left_out(23) @ values / 22
     assert jk.jackknife_error(left_out) == pytest.approx(stats.sem(values))
     low, high = jk.jackknife_interval(values.mean(), left_out, -np.inf, np.inf)
-    np.testing.assert_allclose([low, high], stats.norm.interval(0.95, values.mean(), stats.sem(values)))
+    np.testing.assert_allclose([low, high], stats.t.interval(0.95, 22, values.mean(), stats.sem(values)))
     assert jk.jackknife_interval(0.99, np.array([0.5, 0.7, 0.9]))[1] == 1.0
 
 

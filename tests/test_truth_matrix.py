@@ -102,7 +102,7 @@ def test_a_truth_with_itself_is_the_mean_over_halves_with_a_jackknife(truths, ta
     left_out = [reliability([i for i in everyone if i != gone], halves[:40]) for gone in everyone]
     error = np.sqrt((len(truth) - 1) * np.var(left_out))
     row = row_of(table, name, name, estimator, "spearman_split_half")
-    limits = np.clip(stats.norm.interval(0.95, value, error), -1, 1)
+    limits = np.clip(stats.t.interval(0.95, len(truth) - 1, value, error), -1, 1)
     np.testing.assert_allclose([row["value"], row["ci_low"], row["ci_high"]], [value, *limits], atol=1e-9)
     brown = row_of(table, name, name, estimator, "spearman_brown")
     assert brown["value"] == pytest.approx(2 * row["value"] / (1 + row["value"]))
