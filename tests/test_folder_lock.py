@@ -41,7 +41,7 @@ def test_another_process_is_told_at_once_and_a_kill_leaves_no_lock(lock, tmp_pat
         assert time.monotonic() - start < 1
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert os.listdir(tmp_path) == [".in-use"]  # which decides nothing
     with lock.only_run(tmp_path):
         assert os.listdir(tmp_path) == [".in-use"]

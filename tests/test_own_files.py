@@ -146,6 +146,8 @@ def test_results_of_an_earlier_make(tmp_path):
     assert own_files(earlier) == {"a.csv", "manifest.json"}
     assert not by_command(tmp_path, "analysis.min") and not by_command(tmp_path, "analysis.mine", "other.json")
     (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n")
+    assert not by_header(tmp_path, "a.csv", ("x", "y"))  # there was no manifest beside such tables
+    (tmp_path / "manifest.json").unlink()
     assert by_header(tmp_path, "a.csv", ("x", "y")) and not by_header(tmp_path, "a.csv", ("y",))
     assert not by_header(tmp_path, "none.csv", ("x",))
 
