@@ -140,7 +140,7 @@ def test_every_column_of_the_scorecard_is_beside_its_head(finished_run):
                 assert found == pytest.approx(value, rel=1e-5, abs=1e-7, nan_ok=True), (column, one)
     # In another order of rows the numbers would be others, wherever they are not the same for all heads.
     turned = table.sort_values(["head", "layer"])
-    alike = {name for name in table if list(turned[name].fillna("-")) == list(table[name].fillna("-"))}
+    alike = {name for name in table if list(turned[name].astype(str)) == list(table[name].astype(str))}
     assert alike == {name for name in table if table[name].nunique() <= 1} and len(alike) < 12
 
 
