@@ -197,7 +197,7 @@ def better_than_depth(run):
 
 
 def worth_their_price(run):
-    """The method on one half of the pictures against ablation of as many pictures of that half as its price pays for."""
+    """The method on one half of the pictures against ablation of as many pictures of it as the price pays for."""
     paid = {row["method"]: row["spearman_matched"] for row in run.rows("ablation_at_cost") if row["spearman_matched"]}
     truth = run.rows("agreement")[0]["truth"]
     rows = run.rows("agreement", truth=truth, estimator="mean", statistic="spearman")
