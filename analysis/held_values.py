@@ -86,6 +86,9 @@ def _told(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
         yield from _of_all([value.__func__, value.__self__], seen)
     elif isinstance(value, types.FunctionType):
         yield from _of_function(value, seen)
+    elif isinstance(value, functools._lru_cache_wrapper):
+        yield b"cached"
+        yield from _told(value.__wrapped__, seen)
     elif isinstance(value, (types.BuiltinFunctionType, np.ufunc)) or type(value).__name__ == "builtin_function":
         yield from _of_builtin(value)
     elif isinstance(value, Mapping):
@@ -236,6 +239,8 @@ def _of_object(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
     if not all(parent is object or _is_python(parent) for parent in kind.__mro__):
         try:
             made_of = value.__reduce_ex__(4)
+            if isinstance(made_of, str):  # its name, nothing of what it is
+                raise TypeError(made_of)
         except Exception as error:  # whatever a library raises where it cannot say
             raise Unknown(f"what a {kind.__module__}.{kind.__qualname__} holds") from error
         yield from _of_all([[list(one) if isinstance(one, Iterator) else one for one in made_of[1:]]], seen)

@@ -80,6 +80,8 @@ VALUES = {
     "generator": lambda x: np.random.default_rng(x),
     "partial": lambda x: functools.partial(with_default, scale=1.0 + x),
     "function": lambda x: closing_over(x),
+    "cached function": lambda x: functools.cache(closing_over(x)),
+    "decorated function": lambda x: torch.no_grad()(closing_over(x)),
     "module": lambda x: np if x else torch,
 }
 
