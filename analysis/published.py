@@ -215,7 +215,7 @@ def _states(
             "faults": asdict(faults),
             "scenarios": scenarios,
             "other_preprocessing": other if faults.other_preprocessing else "",
-            "code": code_sha256(model_as_loaded, state_predictions, mean_and_std, opened.model),
+            "code": code_sha256(_states, opened.model),
         },
         sort_keys=True,
     )
