@@ -76,8 +76,6 @@ def _of_object(value: Any, seen: dict[int, Any]) -> list[Definition]:
         return _of_all([value.func, *value.args, *value.keywords.values()], seen)
     if isinstance(value, MethodType):
         return _of_all([value.__func__, value.__self__], seen)
-    if isinstance(value, functools._lru_cache_wrapper):
-        return _of_object(value.__wrapped__, seen)
     if isinstance(value, FunctionType):
         # A library's wrapper (torch.no_grad) adds nothing, what it wraps does.
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
