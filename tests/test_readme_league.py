@@ -249,3 +249,13 @@ def test_calibration_with_and_without_the_largest_head(scores, truths):
     other = rows.loc["conductance_out"]
     assert round(1 / other["slope"]) == 7 and round(1 / other["slope_without_largest"]) == 20
     told(r"`conductance_out` predicts seven times too much, without L9H4 twenty times")
+
+
+def test_what_early_layers_do_together():
+    value, low, high = told(r"cost ([\d.]+) % \[([\d.]+), ([\d.]+)\] when all are removed at once")
+    (summed,) = told(r"heads of layers 0 to 2 add up to ([\d.]+) % of the label variance")
+    table = pd.read_csv(FOLDER / "joint_removal.csv", dtype={"layers": str})
+    row = table[(table["level"] == "group") & (table["layers"] == "0-2")].squeeze()
+    check([row["joint_var_pct"], row["ci_low"], row["ci_high"]], [value, low, high])
+    check([row["sum_of_single_var_pct"]], [summed])
+    assert row["n"] == 32
