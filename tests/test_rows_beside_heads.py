@@ -43,9 +43,9 @@ def indices(count):
     return bootstrap_indices(count, REPLICATES, seed=SEED)
 
 
-def with_limits(values):
+def with_limits(values, bounds=(-np.inf, np.inf)):
     """Mean, lower and upper limit of one head's values [image ...]; pictures that say nothing are NaN."""
-    found = interval_over_images(values, indices(len(values)))
+    found = interval_over_images(values, indices(len(values)), bounds=bounds)
     return np.array([np.nanmean(values, axis=0), found.low, found.high])
 
 
@@ -153,7 +153,10 @@ def test_every_row_of_head_scores_is_beside_its_head(finished_run):
         sign = -1 if methods.loc[name, "direction"] == "'-" else 1  # escaped, as a spreadsheet wants it
         rank = ranks_of({one: sign * values.mean() for one, values in stored.items()})
         for one, row in row_by_head(table, method=name).items():
-            assert row[["score", "ci_low", "ci_high"]].tolist() == pytest.approx(with_limits(stored[one])), (name, one)
+            assert row[["score", "ci_low", "ci_high"]].tolist() == pytest.approx(with_limits(sign * stored[one])), (
+                name,
+                one,
+            )
             assert row["rank"] == rank[one] and row["n"] == (PATH if name == "gate_ig" else PICTURES)
 
 
@@ -209,8 +212,9 @@ def test_every_row_of_localization_is_beside_its_head(finished_run, query):
             ]
             means = [name for name in found if name != "iou_quantile"]
             of_pictures = np.full((PICTURES, len(means)), np.nan)
+            highest = np.array([np.inf if name == "lift" else 1.0 for name in means])
             of_pictures[shown] = [[value[name] for name in means] for value in values]
-            for name, *numbers in zip(means, *with_limits(of_pictures), strict=True) if untied else ():
+            for name, *numbers in zip(means, *with_limits(of_pictures, (0.0, highest)), strict=True) if untied else ():
                 beside = found[name][one][["value", "ci_low", "ci_high"]].tolist()
                 assert beside == pytest.approx(numbers, rel=1e-6, abs=1e-9, nan_ok=True), (region, name, one)
             both = [value["iou_quantile"] for value in values]
@@ -256,7 +260,7 @@ def test_every_row_of_concepts_is_beside_its_head(finished_run, query):
             elsewhere = (others * mask).sum(axis=(1, 2)) / area
             lift = mass / area
             assert row[["lift", "ci_low", "ci_high"]].tolist() == pytest.approx(
-                with_limits(lift), rel=1e-6, nan_ok=True
+                with_limits(lift, (0.0, np.inf)), rel=1e-6, nan_ok=True
             ), (concept, one)
             shown = lift[np.isfinite(lift)]
             above = [np.mean(shown >= tau) for tau in (2, 3, 5)]
