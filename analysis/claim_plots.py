@@ -48,7 +48,7 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     num_rows = -(-len(quantities) // num_columns)
     figure = Figure((6.2 * num_columns, 1.5 + num_rows * (1.4 + 0.42 * len(runs))), layout="constrained")
     panels = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06}).ravel()
-    for ax, quantity in zip(panels, quantities, strict=False):
+    for ax, quantity in zip(panels[: len(quantities)], quantities, strict=True):
         _panel(ax, claim, found[found["quantity"] == quantity], quantity, runs, presets)
     for ax in panels[len(quantities) :]:
         ax.remove()

@@ -217,7 +217,8 @@ def _attention_gallery(
         present = list(range(len(images)))
         if masks is not None:
             present = np.flatnonzero(masks[region].any(axis=(1, 2))).tolist()
-        for (_, head), picture in zip(ranked.head(GALLERY_PICTURES).iterrows(), present, strict=False):
+        shown = min(GALLERY_PICTURES, len(ranked), len(present))  # few pictures may contain the region
+        for (_, head), picture in zip(ranked.head(shown).iterrows(), present[:shown], strict=True):
             layer, number = int(head["layer"]), int(head["head"])
             panels.append(images[picture])
             overlays.append(maps[picture, layer, number])

@@ -68,7 +68,9 @@ def left_out(value: float, word: str, found: LeftOut, says: Word) -> dict[str, A
         return {}
     words = [says(low, high) for low, high in zip(found.without.low, found.without.high, strict=True)]
     changed = np.array([other != word for other in words])
-    moved = np.nan_to_num(np.abs(found.without.value - value), nan=-1.0)
+    # Where no number is left (nothing to divide by), none says how far it moved: told last, but counted by its word.
+    moved = np.abs(found.without.value - value)
+    moved = np.where(np.isnan(moved), -1.0, moved)
     first = int(np.where(changed == changed.any(), moved, -2.0).argmax())
     by_word: dict[str, list[str]] = {}
     for name, other in zip(found.names, words, strict=True):

@@ -51,7 +51,7 @@ def attention_gallery(
     for panel in panels.ravel():
         panel.set_axis_off()
     for panel_row, (name, line) in zip(panels, lines.items(), strict=True):
-        for panel, i in zip(panel_row, line, strict=False):
+        for panel, i in zip(panel_row[: len(line)], line, strict=True):
             _overlay(panel, images[i], maps[i], maps[i].max(), outlines[i] if outlines is not None else None)
             panel.set_title(titles[i], fontsize=9)
             panel.set_xlabel(f"strongest cell {maps[i].max() / maps[i].sum():.1%}", fontsize=7, color="0.35")

@@ -80,8 +80,9 @@ def with_tails(effects: Floats) -> Population:
         mean = excess.mean(axis=0)
         lower = (excess * (number - 1 - np.arange(number))[:, None]).sum(axis=0) / (number * (number - 1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            shape = np.nan_to_num(2 - mean / (mean - 2 * lower), nan=0.0)
-        shape = np.clip(shape, 0.0, HEAVIEST)
+            shape = 2 - mean / (mean - 2 * lower)
+        # A tail without excess, all of its effects equal, is drawn as it is: scale 0.
+        shape = np.clip(np.where(mean > 0, shape, 0.0), 0.0, HEAVIEST)
         shapes.append(shape)
         scales.append(mean * (1 - shape))
     return Population(effects, np.array(shapes), np.array(scales))

@@ -96,7 +96,7 @@ def mass_against_knockout(knockout: pd.DataFrame, *, regions: Sequence[str] | No
     panels = figure.subplots(num_rows, num_cols, squeeze=False, sharey=True).ravel()
     depth = depth_colours(knockout["layer"])
     pairs = []
-    for panel, (region, table) in zip(panels, tables.items(), strict=False):  # a grid may have spare panels
+    for panel, (region, table) in zip(panels[: len(tables)], tables.items(), strict=True):
         panel.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         known = table.dropna(subset=["mass", KNOCKOUT])
         panel.scatter(

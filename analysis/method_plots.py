@@ -76,7 +76,7 @@ def method_scatter(
     figure = Figure((0.9 + width * num_cols, 0.5 + height * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, num_cols, squeeze=False, sharey=True).ravel()
     depth = depth_colours(scorecard["layer"])
-    for panel, name in zip(panels, methods, strict=False):
+    for panel, name in zip(panels[: len(methods)], methods, strict=True):
         panel.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         scores = scorecard[f"score_{name}"]
         panel.scatter(

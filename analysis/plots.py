@@ -112,7 +112,7 @@ def iou_heatmaps(
     panels = figure.subplots(num_rows, num_cols, squeeze=False).ravel()
     norm = Normalize(0, max(0.1, largest_size(np.concatenate([grid.clip(0).ravel() for grid in grids]))))
     images = []
-    for at, (panel, region, grid) in enumerate(zip(panels, regions, grids, strict=False)):
+    for at, (panel, region, grid) in enumerate(zip(panels[: len(grids)], regions, grids, strict=True)):
         images.append(draw_cells(panel, grid, norm, "viridis", lambda v: f"{v:.2f}".replace("0.", ".", 1), 6))
         title = f"{region}\nno values"
         if np.isfinite(grid).any():

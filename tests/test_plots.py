@@ -482,7 +482,7 @@ def everything(tables) -> list[Figure]:
         plots.effect_heatmap(card),
         plots.quadrant(card),
         method_plots.pixel_localization_bars(tables["pixels"]),
-        plots.layer_profile(np.nan_to_num(effects)),
+        plots.layer_profile(np.nan_to_num(effects)),  # which refuses heads without a number
     ]
     figures = [plots.iou_heatmaps(card), plots.head_ranking(card), method_plots.agreement_bars(agreement)]
     return [*(ax.figure for ax in axes), *figures, method_plots.method_scatter(card, agreement)]

@@ -41,7 +41,8 @@ def test_pairs_show_both_tails_and_their_numbers(pairs):
     assert min(counts) > 0
     assert [text.get_text().rsplit("(")[-1] for text in ax.get_legend().get_texts()] == [f"{n})" for n in counts]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
-    for line, name in zip(dots, ("is_backup", "is_shared"), strict=False):
+    assert len(dots) >= 2
+    for line, name in zip(dots[:2], ("is_backup", "is_shared"), strict=True):
         assert list(line.get_ydata()) == list(pairs.loc[pairs[name], "beyond_var_pct"])
         assert list(line.get_xdata()) == list(pairs.index[pairs[name]])
     assert ax.texts[0].get_text() == "L9H0 + L3H0" and ax.texts[-1].get_text() == "L9H5 + L3H4" and len(ax.texts) == 6
