@@ -15,18 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.fieller import mean_interval, ratio_interval
-from analysis.fragility import (
-    SHARE,
-    LeftOut,
-    largest_share,
-    left_out,
-    mean_without,
-    picture_names,
-    ratio_without,
-    trimmed,
-    without_each,
-)
+from analysis.fieller import ratio_interval
+from analysis.fragility import SHARE, LeftOut, largest_share, left_out, mean_without, ratio_without, trimmed
 from analysis.intervals import Indices, Interval, bootstrap_interval, interval_over_images, weighted_ratio
 from analysis.plan import read_plan
 from analysis.verdict_rules import (
@@ -96,7 +86,8 @@ def deeper_heads(effects: Floats, indices: Indices) -> list[Row]:
         before.append(_row(ratio + ENDING, "ratio", found, plan["level"], len(effects)) | heads)
     percentiles = interval_over_images(below[:, None], indices(len(effects)), method="percentile", level=plan["level"])
     before.append(_row(DIVISOR + ENDING, VAR_PCT, percentiles, plan["level"], len(effects)))
-    return [*ratios, _divisor(below) | {"n_heads": len(early) * effects.shape[2]}, *minus, *before]
+    divisor = of_mean("C2", DIVISOR, VAR_PCT, below, indices) | {"n_heads": len(early) * effects.shape[2]}
+    return [*ratios, divisor, *minus, *before]
 
 
 def distraction_over_depth(slopes: Mapping[str, Floats], indices: Indices) -> list[Row]:
@@ -131,15 +122,6 @@ def of_ratio(claim: str, quantity: str, unit: str, above: Floats, below: Floats)
     inner = ratio_interval(above[:, None], below[:, None], level=level, estimator="trimmed")
     share = float(np.fmax(largest_share(above), largest_share(below)))
     return row | trimmed(inner) | _left_out(claim, row, ratio_without(above, below, level)) | {SHARE: share}
-
-
-def _divisor(below: Floats) -> Row:
-    level = _level("C2", DIVISOR)
-    row = _row(DIVISOR, VAR_PCT, mean_interval(below[:, None], level=level), level, len(below))
-    inner = mean_interval(below[:, None], level=level, estimator="trimmed")
-    names = picture_names(range(len(below))) if len(below) > 2 else ()
-    rest = LeftOut(names, mean_interval(without_each(below), level=level))
-    return row | trimmed(inner) | _left_out("C2", row, rest) | {SHARE: largest_share(below)}
 
 
 def _removed_together(joint: pd.DataFrame | None, layers: Sequence[int]) -> Row:

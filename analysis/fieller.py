@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from analysis.intervals import Interval
+from analysis.intervals import TRIMMED, Interval
 
 Floats = NDArray[np.float64]
-TRIMMED = 0.1
 
 
 def ratio_interval(numerator: Floats, denominator: Floats, *, level: float = 0.95, estimator: str = "mean") -> Interval:
@@ -38,14 +37,6 @@ def ratio_interval(numerator: Floats, denominator: Floats, *, level: float = 0.9
         root = np.sqrt(np.maximum(half**2 - lead * rest, 0.0))
         low, high = np.where(lead > 0, half - root, np.nan) / lead, np.where(lead > 0, half + root, np.nan) / lead
     return Interval(ratio, low, high)
-
-
-def mean_interval(values: Floats, *, level: float = 0.95, estimator: str = "mean") -> Interval:
-    """Mean of ``values`` [image column] with Student's t interval, [column]: what guards :func:`ratio_interval`."""
-    values = np.asarray(values, dtype=np.float64)
-    (mean, _), (variance, _, _), freedom = moments(values, values, estimator)
-    half = student.ppf((1 + level) / 2, freedom) * np.sqrt(variance) if freedom > 0 else np.full_like(mean, np.nan)
-    return Interval(mean, mean - half, mean + half)
 
 
 def moments(a: Floats, b: Floats, estimator: str) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats, Floats], int]:

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import mstats, ttest_1samp
 from scipy.stats import t as student
 
-from analysis.fieller import mean_interval, moments, ratio_interval
-from analysis.intervals import bootstrap_indices, bootstrap_interval, weighted_ratio
+from analysis.fieller import moments, ratio_interval
+from analysis.intervals import bootstrap_indices, bootstrap_interval, student_interval, weighted_ratio
 
 
 def heavy(rng, count, columns, spread=1.5):
@@ -32,7 +32,7 @@ def test_the_limits_are_where_the_difference_can_just_be_told_from_0(level):
 def test_limits_exist_exactly_where_the_guard_leaves_out_0():
     rng = np.random.default_rng(1)
     a, b = rng.normal(2, 1, (12, 400)), rng.normal(0.5, 1, (12, 400))
-    guard = mean_interval(b)
+    guard = student_interval(b)
     told = (guard.low > 0) | (guard.high < 0)
     found = ratio_interval(a, b)
     assert 50 < told.sum() < 350
@@ -55,7 +55,7 @@ def test_trimmed_means_have_the_winsorised_standard_error():
         assert np.sqrt(aa[column]) == pytest.approx(error, rel=0.1)
     same = moments(a, a, "trimmed")[1]
     assert np.allclose(same[0], same[1]) and np.allclose(same[1], same[2]) and not np.allclose(ab, bb)
-    inner = mean_interval(a, estimator="trimmed", level=0.9)
+    inner = student_interval(a, estimator="trimmed", level=0.9)
     assert np.allclose(inner.high - inner.value, student.ppf(0.95, 30) * np.sqrt(aa))
     ratio = ratio_interval(a, b, estimator="trimmed")
     expected = [mstats.trimmed_mean(a[:, i], (0.1, 0.1)) / mstats.trimmed_mean(b[:, i], (0.1, 0.1)) for i in range(3)]
