@@ -13,6 +13,7 @@ prints; what it decides by it, all follow.
 """
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -223,4 +224,11 @@ def _batches(
     batches = shares[first:, accelerator.process_index].tolist()
     kwargs: dict[str, Any] = {"prefetch_factor": 4} if settings.workers else {}
     kwargs["generator"] = torch.Generator()  # else every iterator draws from the global state, which dropout uses
-    return iter(DataLoader(pictures, batch_sampler=batches, num_workers=settings.workers, collate_fn=collate, **kwargs))
+    kwargs |= {"num_workers": settings.workers, "worker_init_fn": _give_way}
+    return iter(DataLoader(pictures, batch_sampler=batches, collate_fn=collate, **kwargs))
+
+
+def _give_way(worker: int) -> None:
+    """Processes that draw ahead take what time training leaves: on few cores both would wait for each other."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def _pool(num_processes: int) -> Any:
     context = multiprocessing.get_context("spawn")
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         return context.Pool(num_processes)
+    resource_tracker.ensure_running()  # the first pool starts it otherwise, and it lets the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
     try:
         return context.Pool(num_processes)

@@ -1,9 +1,9 @@
 """How files of a data set come to disk: whole or not at all, by one run at a time, and looked at before they are kept.
 
 Takes paths, bytes and pixels; knows nothing of what is drawn. A file has a name nobody can foresee, made anew and never
-through a link, until all of it is written. The lock of a folder is the operating system's (``flock`` on its file
-``.in-use``): it ends with the process however that ends, so the file decides nothing by being there; systems and file
-systems that know no such locks have none. (``attribution`` has the same of its own: neither package knows the other.)
+through a link, until all of it is written. The lock of a folder is the operating system's (``filelock``, on its file
+``.in-use``): it ends with the process however that ends, so the file decides nothing by being there; file systems that
+know no such locks have none. (``attribution`` has the same of its own: neither package knows the other.)
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_FILE = ".in-use"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 TEMPORARY = re.compile(r"\.(dataset\.json|metadata\.csv|\d{7}\.png)\.\d+\.tmp")
-_held: set[int] = set()
 
 
 def write_atomic(path: Path, content: bytes, *, sync: bool = True) -> None:
@@ -85,58 +81,25 @@ def remove_temporaries(folder: Path) -> None:
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
     """Hold the folder; ``BlockingIOError`` with one line where another run holds it, in this process or in another."""
-    if fcntl is None:
-        yield
-        return
     path = Path(folder) / LOCK_FILE
-    descriptor = _taken(path)
-    if descriptor is None:
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(
+            f"{path.parent}: another run is under way in this folder; wait for its end or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{path}: is a link, expected a file or nothing") from error
+        if error.errno not in NO_LOCKS:
+            raise
         yield
         return
-    _held.add(descriptor)
     try:
         yield
     finally:
-        _held.discard(descriptor)
         with suppress(OSError):
-            mine = os.fstat(descriptor)
-            if mine.st_size == 0 and os.path.samestat(mine, os.lstat(path)):  # still locked: nobody else has it
-                path.unlink()
-        os.close(descriptor)
-
-
-def _taken(path: Path) -> int | None:
-    """The descriptor that holds the lock; None where the file system knows no locks."""
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise OSError(f"{path}: is a link, expected a file or nothing") from error
-            raise
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise BlockingIOError(
-                f"{path.parent}: another run is under way in this folder; wait for its end or choose another folder"
-            ) from error
-        except OSError:
-            os.close(descriptor)
-            return None
-        # The run that held the lock until now may have removed the file: then a new one is to be locked.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)
-
-
-def _let_go() -> None:
-    """In a process that was forked: a lock lasts until every process that inherited it has closed it."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+            if path.lstat().st_size == 0:
+                path.unlink()  # while it is held: who opened it before is told that it is gone
+        lock.release()

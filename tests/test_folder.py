@@ -162,6 +162,30 @@ def test_two_runs_in_one_folder(tmp_path, capsys):
     list(write_folder(ChirpDataset("test", 2, CONFIG), tmp_path / "data"))
 
 
+POOL = """
+import pathlib, re, signal
+from data_synth import folder
+
+if __name__ == "__main__":
+    with folder._pool(2) as pool:
+        for process in pool._pool:
+            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            blocked = int(re.search("SigBlk:(.*)", status)[1], 16)
+            print(bool(blocked >> (signal.SIGINT - 1) & 1))
+        print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the signals that a process holds back in /proc")
+def test_processes_hold_ctrl_c_back_from_their_first_moment_on(tmp_path):
+    """In the first pool of a process too, whose start starts the tracker of multiprocessing's own resources."""
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=120)
+    assert run.stdout.split() == ["True", "True", "False"], run.stderr
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_ctrl_c_is_one_line_and_code_3(tmp_path, processes):
     command = [sys.executable, "-m", "data_synth", "--count", "5000", "--out", str(tmp_path), "--processes", processes]
