@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.adopted_scores import adopt_scores, told, write_record
+from analysis.adopted_scores import adopt_scores, forget_adopted, told, write_record
 from analysis.checks import twins_shown
 from analysis.checks.evidence import Evidence, Head
 from analysis.checks.trials import check_passes, check_tables, chosen_checks, looking_orders, orders_of
@@ -230,6 +230,8 @@ def compute_passes(work: Work, survey: Survey, passes: Sequence[Pass], known: Kn
     for one in passes:
         for piece in survey.pieces(one.rows):
             jobs.setdefault(piece, []).append(one)
+    anew = [name for one in passes for name in one.depends_on if not known[name]]
+    work.processes.gathered(lambda: forget_adopted(work.folder, anew) if work.processes.is_main else None)
     compute_pieces(work, jobs.items(), known)
     for one in passes:
         join_scores(work, one.depends_on, survey.pieces(one.rows))
@@ -251,6 +253,7 @@ def _prepare(folder: Path, processes: Processes, overwrite: bool) -> None:
         if overwrite:
             remove_scores(folder)
             timings_path(folder).unlink(missing_ok=True)
+            forget_adopted(folder)
 
     processes.gathered(lambda: clear() if processes.is_main else None)
     processes.gathered(lambda: None if processes.is_main else clear())  # where the folder is another host's
