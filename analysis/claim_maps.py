@@ -39,7 +39,8 @@ def maps_tell(tables: Mapping[str, pd.DataFrame], model: str) -> list[Row]:
     for quantity, name in ((KNOCKED_OUT, "knockout"), (PATCHED, "patching")):
         found = tables.get(name)
         if found is None or found.empty:
-            rows.append({"quantity": quantity, "note": f"the run has no table {name}"})
+            beside = [KNOCKED_OUT_WHOLE] if name == "knockout" else []
+            rows += [{"quantity": each, "note": f"the run has no table {name}"} for each in (quantity, *beside)]
         elif name == "knockout":
             sized = found.assign(size=found["effect_var_pct"].abs())
             rows.append(_row(quantity, sized.assign(mass=found["mass_of_map"])))

@@ -143,10 +143,10 @@ def explain(
     if adopt:
         survey = survey_pictures(work, replace(first, depends_on={}, forwards=0.0), {})
         adopt_from_other_code(work, survey, [first, *others], adopt)
-        known = known_pieces(work)
+        known = _known(work)
         compute_passes(work, survey, [first], known)
     else:
-        known = known_pieces(work)
+        known = _known(work)
         survey = survey_pictures(work, first, known)
         join_scores(work, first.depends_on, survey.pieces())
     if not opened.is_control:
@@ -190,7 +190,7 @@ def _with_checks(
     files = more.files
     if adopt:
         adopt_from_other_code(more, survey, passes, adopt)
-    compute_passes(more, survey, passes, known_pieces(more))
+    compute_passes(more, survey, passes, _known(more))
     if explained is None:
         return None
     evidence = Evidence(
@@ -224,14 +224,20 @@ def shared_indices(settings: CompareSettings) -> Callable[[int], NDArray[np.int6
     )
 
 
+def _known(work: Work) -> Known:
+    """The finished pieces; of what has none, nothing is told of adopted scores any more: it is computed anew."""
+    known = known_pieces(work)
+    anew = [name for name, found in known.items() if not found]
+    work.processes.gathered(lambda: forget_adopted(work.folder, anew) if work.processes.is_main else None)
+    return known
+
+
 def compute_passes(work: Work, survey: Survey, passes: Sequence[Pass], known: Known) -> None:
     """Compute what is missing of passes, each for its own pictures; a piece that several take is drawn once."""
     jobs: dict[Piece, list[Pass]] = {piece: [] for piece in survey.pieces()}
     for one in passes:
         for piece in survey.pieces(one.rows):
             jobs.setdefault(piece, []).append(one)
-    anew = [name for one in passes for name in one.depends_on if not known[name]]
-    work.processes.gathered(lambda: forget_adopted(work.folder, anew) if work.processes.is_main else None)
     compute_pieces(work, jobs.items(), known)
     for one in passes:
         join_scores(work, one.depends_on, survey.pieces(one.rows))
