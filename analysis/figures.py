@@ -104,10 +104,11 @@ def write_figures(
     add(
         "layer_profile",
         "Effect by layer",
-        "Mean effect of the heads of each layer, in % of the label variance.",
-        one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect\n(% of the label variance)"), (7.0, 4.2)),
+        "Mean effect of setting a head of each layer to zero, in % of the label variance, with 95 % intervals.",
+        one(lambda ax: plots.layer_profile(layers, ax=ax, label=f"mean {artists.effect_label(effect)}"), (7.0, 4.2)),
     )
     methods = tables["methods"]
+    controls = methods["method"][methods["family"] == "control"]
     if agreement is not None:
         add(
             "agreement",
@@ -148,7 +149,8 @@ def write_figures(
         add(
             "looks_at_against_matters",
             "Looking at the chirp against mattering",
-            "Adjusted IoU with the chirp against the effect of removing the head; lines are medians, to read by.",
+            "Adjusted IoU of the CLS query with the chirp against the effect of removing the head; dashed: medians "
+            "over heads, to read by.",
             one(lambda ax: plots.quadrant(scorecard, ax=ax, effect=effect), (7.5, 5.5)),
         )
         add(
@@ -163,7 +165,7 @@ def write_figures(
             "pixel_localization",
             "Pixel methods against the chirp",
             "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches.",
-            one(lambda ax: method_plots.pixel_localization_bars(pixel_localization, ax=ax), (7.0, 3.2)),
+            artists.figure_of(method_plots.pixel_localization_bars(pixel_localization, controls=controls)),
         )
     if pixel_maps:
         shown = slice(0, min(GALLERY_PICTURES, len(images)))

@@ -13,7 +13,7 @@ from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
 from analysis.checks.claims import table_of
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
-from analysis.claim_plots import claim_figure
+from analysis.claim_plots import STUDY_LAYERS, claim_figure
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
 from analysis.claim_tables import VERDICT_COLUMNS, Fragility, claims_table, markdown, verdicts_table
 from analysis.claims import main, read_run, released_values
@@ -291,6 +291,15 @@ def test_figures_show_values_words_ranges_and_fragility():
     )
     assert share.patches[0].get_x() == pytest.approx(0.8)
     assert not any("version 1" in one.get_title() for one in claim_figure(table, verdicts.reset_index(), "C2").axes)
+    slopes = claim_figure(table, verdicts.reset_index(), "C6")
+    panels = [one for one in slopes.axes if "slope over layers" in one.get_title().replace("\n", " ")]
+    assert len(panels) == 3 and len({one.get_xlim() for one in panels}) == 1
+    assert "from 1" not in slopes.get_suptitle()  # no quantity of it counts layers
+    for one in panels:
+        right = one.patches[0].get_x() + one.patches[0].get_width()
+        assert right == pytest.approx(one.get_xlim()[1])  # the claimed range goes as far as the shared axis
+    assert all(len(one.get_xticks()) <= 7 for one in (*figure.axes, *slopes.axes))  # two may lie beyond the limits
+    assert STUDY_LAYERS in figure.get_suptitle().replace("\n", " ") and figure.get_figwidth() <= 9.6
     with pytest.raises(ValueError, match="no rows of C9"):
         claim_figure(table, verdicts.reset_index(), "C9")
 
