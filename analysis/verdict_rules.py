@@ -147,7 +147,7 @@ def rules() -> Mapping[tuple[str, str], Rule]:
 def rule_of(claim: str, quantity: str) -> Rule | None:
     """The rule of a quantity; None where it has no word."""
     found = rules().get((claim, quantity))
-    if found is None and claim == "C6" and quantity.startswith(SLOPE_OF):
+    if found is None and claim == "C6" and quantity.startswith(SLOPE_OF) and not quantity.endswith(VERSION_1):
         return _slope_rule(BESIDE)
     return found
 

@@ -482,7 +482,8 @@ def test_slopes_over_depth(text, colorbar, expected, by_v1):
     judged = of("C6", distraction_over_depth(found, indices))
     assert judged["verdict"].iloc[0] == expected and judged["verdict_v1"].iloc[0] == by_v1
     assert judged.index[:3].tolist() == [SLOPE_OF + item for item in ("text", "colorbar", "title")]
-    assert set(judged.index[3:]) == {SLOPE_OF + item + ENDING for item in found if item != "y_label"}
+    before = judged.loc[[SLOPE_OF + item + ENDING for item in found if item != "y_label"]]
+    assert len(before) == len(judged) - 3 and set(before["part"]) == {"version 1"} and set(before["word"]) == {""}
     assert judged.loc[SLOPE_OF + "title", ["part", "word"]].tolist() == ["beside", REFUTED]  # its own word, no vote
 
 
