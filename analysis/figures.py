@@ -122,7 +122,8 @@ def write_figures(
             "method_scatter",
             "Methods against ablation, head by head",
             "Score of each method against the effect of removing the head. Scores are turned so that larger means "
-            "that the head matters more.",
+            "that the head matters more; ρ is of the same pictures for both, which for some methods are the first ones "
+            "alone.",
             method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
         )
     for name, title, caption, figure in league_figures(tables):
@@ -164,7 +165,7 @@ def write_figures(
         add(
             "pixel_localization",
             "Pixel methods against the chirp",
-            "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches.",
+            "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches; controls are grey.",
             artists.figure_of(method_plots.pixel_localization_bars(pixel_localization, controls=controls)),
         )
     if pixel_maps:

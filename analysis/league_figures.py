@@ -45,7 +45,8 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
                 "cost_front",
                 "What agreement costs",
                 "Price of a method in forward passes per picture against its agreement with zero ablation of other "
-                "pictures (pale: of the same). The line is the front of those that no cheaper method matches; dashed: "
+                "pictures (pale: of the same). The line is the front of those that no cheaper method matches, controls "
+                "left out; dashed: "
                 "zero ablation of so few of the method's pictures that it costs the same, judged on the same other "
                 "pictures; ringed: the methods that agree better than that. Prices are counted passes, a backward pass "
                 "as 1.3.",

@@ -146,7 +146,7 @@ def league_heatmap(
     if note := fewer_pictures(ordered):
         figure.supxlabel(note, fontsize=8)
     bar = figure.colorbar(image, ax=right, pad=0.03, aspect=35)
-    bar.set_label(f"left: {statistic.capitalize()}, effects {AVERAGES.get(estimator, estimator)}", fontsize=9)
+    bar.set_label(f"left: {statistic.capitalize()}\n(effects {AVERAGES.get(estimator, estimator)})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_major_formatter(PLAIN)
     return figure

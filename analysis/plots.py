@@ -257,7 +257,7 @@ def layer_profile(
         table, heads = bootstrap_layers(effects, resamples), effects.mean(axis=0)
     layers, mean = table["layer"].to_numpy(), table["mean"].to_numpy(float)
     low, high = table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float)
-    ax = new_axes(ax, 2.2 + 0.4 * len(layers), 3.6)
+    ax = new_axes(ax, max(4.6, 2.2 + 0.4 * len(layers)), 3.9)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     if heads is not None:
         at = np.repeat(layers, heads.shape[1]) + np.tile(np.linspace(-0.22, 0.22, heads.shape[1]), len(layers))
@@ -272,6 +272,6 @@ def layer_profile(
         effect_scale(ax, "y", np.concatenate([points, low, high]), label, linear)
     ax.set_xlim(layers.min() - 0.5, layers.max() + 0.5)
     ax.xaxis.set_major_locator(FixedLocator(layers.tolist()) if len(layers) <= 24 else MaxNLocator(integer=True))
-    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     dress(ax, "layer", None, "Effect of removing a head, by layer")
     return ax

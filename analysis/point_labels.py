@@ -119,7 +119,8 @@ def _name(
             if not mistaken[best] or radius > 60:
                 break
         if found is None:
-            label.remove()
+            if radii[-1] < RADII[-1]:
+                label.remove()
             continue
         step, room, joined = found
         label.set_position(tuple(step / scale))

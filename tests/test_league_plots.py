@@ -246,7 +246,7 @@ def test_league_and_truths_say_what_their_numbers_are_of(tables):
         assert labels_of(axis) == ["zero", "mean", "resample", "counterfactual", "shapley (n=16)"]
     assert "same pictures" in right.get_title() and "different pictures" in left.get_title()
     bar = figure.axes[2]
-    assert bar.get_ylabel() == "left: Spearman, effects averaged over pictures"
+    assert bar.get_ylabel() == "left: Spearman\n(effects averaged over pictures)"
     figure.draw_without_rendering()
     assert bar.get_position().x0 > right.get_position().x1
     ax = league_plots.truth_matrix(fewer["truths"])
