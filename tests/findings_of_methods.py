@@ -397,7 +397,8 @@ def other_pictures_and_tunings():
         f"**Other pictures, other fine-tunings** ({links('role_changes', 'roles_by_run', folder='results/role-changes')}; 128 "
         f"pictures). On 128 pictures of another seed {int(pictures['changed'])} of {int(pictures['confident'])} confident "
         f"roles differ ({number(100 * pictures['share_changed'], 0)} %), {int(pictures['changed_concept'])} in its concept; "
-        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone "
+        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone (shorter "
+        "ones, not kept: longer ones stand in their place since) "
         f"{len(of['seed-1'])} and {len(of['seed-2'])} heads are chirp detectors, from layer {first} on, and nothing else "
         f"is detected alone; {numbers(100 * seeds['share_changed'], 0)} % of the confident roles differ, "
         f"{numbers(100 * seeds['share_changed_concept'], 0)} % in their concept (κ {numbers(seeds['kappa'], 2)})."
@@ -456,7 +457,7 @@ def fine_tunings():
     each = table("heads_by_seed", folder).set_index(["layer", "head"])
     assert each["effect_var_pct_seed-2"].idxmax() == (3, 4)
     return (
-        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); 32 pictures, zero ablation, "
+        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); two of them shorter, and not kept; 32 pictures, zero ablation, "
         f"{int(orders['num_methods'].max())} methods, the same pictures): heads of layers 9 to 11 matter more than those of "
         f"0 to 2, effects rise with depth (Spearman {span(rise, 2)} over layers), and the same four methods come first "
         f"(Kendall of the order of methods {span(orders['value'], 2)}). Single heads agree less (Spearman "
