@@ -212,6 +212,9 @@ def irrelevant_heads():
     text = told[told["concepts"] == "text"].iloc[0]
     other = roles[(roles["layer"] == 0) & (roles["head"] == 5) & (roles["query"] == "mean")].iloc[0]
     assert text["semanticity"] == "unclassified" and other["verdict"] == "position prior"
+    default = table("claims", RESULTS / "claims")
+    default = default[(default["claim"] == "C4") & default["quantity"].str.startswith("monosemantic")]
+    assert len(default) == 2 and (default["value"] == 0).all()
     assert (first["verdict"], named["word"], others["at tau 5"]["word"]) == ("supported", "refuted", "refuted")
     return (
         "**What supports C4 on `published` pictures is little** ([`claims.csv`](results/claims/claims.csv), "
