@@ -54,7 +54,7 @@ _MADE_OF: dict[type, Callable[[Any], Any]] = {
 _OF_CLASSES = frozenset(
     {"__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "__slots__", "__hash__"}
     | {"__match_args__", "__parameters__", "__orig_bases__", "__abstractmethods__", "_abc_impl", "__firstlineno__"}
-    | {"__dataclass_fields__", "__dataclass_params__", "__static_attributes__", "__new_member__"}
+    | {"__dataclass_fields__", "__dataclass_params__", "__static_attributes__", "__new_member__", "__slotnames__"}
 )
 _OF_MODULES = frozenset(
     {"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__"}
