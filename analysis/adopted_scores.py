@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.json_files import read_json
 from analysis.passes import UNKNOWN, Pass
 from analysis.piecework import Work, batch_of, known_pieces
 from analysis.report import write_atomically
@@ -66,13 +67,32 @@ def known_pieces_of(work: Work, passes: Sequence[Pass]) -> Mapping[str, set[str]
     return {name: found for name, found in known_pieces(work).items() if name in names}
 
 
+def read_adopted(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is told of adopted files in a folder of scores, by their names; empty where there is nothing. Raises
+    ValueError with one line for a file that says something else: it is not this command's to replace or remove."""
+    path = folder / RECORD
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict) or not all(map(_is_record, found.values())):
+        raise ValueError(f"{path}: expected what --adopt writes, pictures and differences by name; move it away")
+    return found
+
+
+def _is_record(one: Any) -> bool:
+    return (
+        isinstance(one, dict)
+        and set(one) == {"pictures", "largest_relative_difference"}
+        and isinstance(one["pictures"], list)
+        and all(type(row) is int for row in one["pictures"])
+        and type(one["largest_relative_difference"]) in (int, float)
+    )
+
+
 def write_record(work: Work, found: Mapping[str, Comparison]) -> None:
     """Keep what was compared, beside what is known of other files."""
-    path = work.folder / RECORD
-    try:
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        known = {}
+    path, known = work.folder / RECORD, read_adopted(work.folder)
     for name, one in found.items():
         if one.refused:
             known.pop(name, None)
@@ -86,11 +106,7 @@ def write_record(work: Work, found: Mapping[str, Comparison]) -> None:
 
 def forget_adopted(folder: Path, names: Collection[str] | None = None) -> None:
     """Drop these files from what is told of adopted ones, or all of it: they are computed anew."""
-    path = folder / RECORD
-    try:
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return
+    path, known = folder / RECORD, read_adopted(folder)
     left = {name: one for name, one in known.items() if names is not None and name not in names}
     if not left:
         path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.adopted_scores import adopt_scores, forget_adopted, told, write_record
+from analysis.adopted_scores import RECORD, adopt_scores, forget_adopted, told, write_record
 from analysis.checks import twins_shown
 from analysis.checks.evidence import Evidence, Head
 from analysis.checks.trials import check_passes, check_tables, chosen_checks, looking_orders, orders_of
@@ -46,7 +46,7 @@ from analysis.sharding import Processes
 from analysis.stored_array import StoredArray
 from analysis.survey import Survey
 from analysis.timings import read_timings, summary, timings_path
-from analysis.truths import read_shapley, read_truths, truth_passes
+from analysis.truths import POOR, read_shapley, read_truths, truth_passes
 from attribution.checkpoint import backbone_settings
 from attribution.heads import QUERIES
 from attribution.methods import PIXEL_METHODS
@@ -138,7 +138,7 @@ def explain(
     )
     work = with_files(work, [first, *others])
     processes.require_same("model, settings or versions", {name: file.identity for name, file in work.files.items()})
-    _prepare(folder, processes, overwrite)
+    _prepare(work, overwrite)
     _tell_unknown(processes, [first, *others])
     if adopt:
         survey = survey_pictures(work, replace(first, depends_on={}, forwards=0.0), {})
@@ -188,6 +188,7 @@ def _with_checks(
     ]
     more = with_files(work, passes)
     files = more.files
+    _clear_leftovers(more)
     if adopt:
         adopt_from_other_code(more, survey, passes, adopt)
     compute_passes(more, survey, passes, _known(more))
@@ -252,17 +253,28 @@ def all_passes(opened: OpenedModel, source: PictureSource, settings: CompareSett
     ]
 
 
-def _prepare(folder: Path, processes: Processes, overwrite: bool) -> None:
+def _prepare(work: Work, overwrite: bool) -> None:
     def clear() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+        work.folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            remove_scores(folder)
-            timings_path(folder).unlink(missing_ok=True)
-            forget_adopted(folder)
+            forget_adopted(work.folder)  # first: it refuses what is somebody else's
+            remove_scores(work.folder)
+            timings_path(work.folder).unlink(missing_ok=True)
 
+    _everywhere(work.processes, clear)
+    _clear_leftovers(work)
+
+
+def _clear_leftovers(work: Work) -> None:
+    """Take out what killed runs were writing under the names that this one writes."""
+    others = (timings_path(work.folder).name, RECORD)
+    _everywhere(work.processes, lambda: remove_leftovers(work.folder, [*work.files, POOR], others))
+
+
+def _everywhere(processes: Processes, clear: Callable[[], None]) -> None:
+    """In the main process, then in the others, whose folder can be another host's."""
     processes.gathered(lambda: clear() if processes.is_main else None)
-    processes.gathered(lambda: None if processes.is_main else clear())  # where the folder is another host's
+    processes.gathered(lambda: None if processes.is_main else clear())
 
 
 def _refuse_a_bad_model(work: Work, survey: Survey) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from analysis.json_files import read_json
 from analysis.report import write_atomically
 from attribution.atomic_writing import remove_temporaries
 
@@ -65,8 +66,8 @@ class Outputs:
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; empty for anything else, and where there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
+from analysis import timings
+from analysis.adopted_scores import read_adopted
 from analysis.answer import (
     REFERENCE_FOLDER,
     compare_with_reference,
@@ -41,11 +42,10 @@ from analysis.pictures import Pictures, PictureSource
 from analysis.plan import plan_sha256
 from analysis.report import write_report
 from analysis.run_tables import TABLES, run_tables
-from analysis.score_files import ENTRY
+from analysis.score_entries import says_scores
 from analysis.scorecard import Truth, effect_column
 from analysis.settings import CompareSettings
 from analysis.tables import write_table
-from analysis.timings import timings_path
 from analysis.truths import LEAST_SWEPT
 from attribution.folder_lock import only_run
 
@@ -94,23 +94,22 @@ def own_folder(folder: Path, score_names: Iterable[str]) -> Iterator[None]:
 
 def _require_own_scores(outputs: Outputs, names: Iterable[str]) -> None:
     """Scores say themselves what they are; beside one of them, or in the folder of a finished run, a file that is not
-    readable as such is a damaged one."""
+    readable as such is a damaged one. What says that it is something else is somebody else's wherever it lies."""
     folder = outputs.folder / "scores"
-    if own_files(outputs) or outputs.marker.exists():
-        return
-    if any(map(_is_score, (*folder.glob("*.safetensors"), *folder.glob("*.parts/*")))):
-        return
-    for path in (timings_path(folder), *(folder / f"{name}.safetensors" for name in sorted(names))):
+    read_adopted(folder)
+    names = sorted({*names})
+    paths = [timings.timings_path(folder), *(folder / f"{name}.safetensors" for name in names)]
+    for path in (*paths, *(folder / f"{name}.parts" for name in names)):
+        wanted = path.is_dir() if path.suffix == ".parts" else path.is_file()
+        if os.path.lexists(path) and not wanted:
+            raise ValueError(f"{path}: not of {COMMAND}; choose another folder, or move it away")
+    foreign = [path for path in paths[1:] if says_scores(path) is False]
+    foreign += paths[:1] if timings.is_foreign(folder) else []
+    is_own = own_files(outputs) or outputs.marker.exists()
+    is_own = is_own or any(map(says_scores, (*folder.glob("*.safetensors"), *folder.glob("*.parts/*"))))
+    for path in foreign if is_own else paths:
         if os.path.lexists(path):
             raise ValueError(f"{path}: not written by {COMMAND}; choose another folder, or move it away")
-
-
-def _is_score(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return ENTRY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
 
 
 def write_results(

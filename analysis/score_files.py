@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from analysis.checked_arrays import arrays_sha256
-from attribution.atomic_writing import TEMPORARY, replacing, write_atomically
+from analysis.score_entries import ENTRY, UNREADABLE, made_of, picture_counts, read_entry, require_stored
+from attribution.atomic_writing import TEMPORARY, remove_temporaries, replacing, write_atomically
 
 Arrays = dict[str, NDArray[Any]]
-# The only entry of a file's metadata: safetensors writes several in an order that changes from call to call.
-ENTRY = "scores"
 # Names in the format, in the order in which its own writer puts them.
 KINDS = {"int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8"}
+PART = re.compile(r"(\d{6,}-\d{6,}-[0-9a-f]{8}|kept-[0-9a-f]{16})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def stored_pieces(file: ScoreFile) -> dict[str, Stored]:
     was stored, is not there."""
     found: dict[str, Stored] = {}
     for path in (*sorted(file.parts.glob("*.safetensors")), file.path):
-        entry = _read_entry(path)
+        entry = read_entry(path)
         if entry.get("identity") == file.identity:
             found |= {sha256: place for sha256, place in pieces_of(path).items() if is_whole(place)}
     return found
@@ -93,10 +94,13 @@ def stored_pieces(file: ScoreFile) -> dict[str, Stored]:
 
 def pieces_of(path: Path) -> dict[str, Stored]:
     """The pieces in a file, whatever scores they are of, by the digest of their pictures; none where it is no score
-    file of this make."""
+    file of this make, or says what cannot be of its arrays."""
+    pieces = made_of(read_entry(path))
+    if not pieces or picture_counts(path) != {sum(count for count, _, _ in pieces)}:
+        return {}
     found, start = {}, 0
-    for count, sha256, *of_arrays in _read_entry(path).get("pieces", []):
-        found[sha256] = Stored(path, start, count, *of_arrays or [""])
+    for count, sha256, of_arrays in pieces:
+        found[sha256] = Stored(path, start, count, of_arrays)
         start += count
     return found
 
@@ -111,7 +115,7 @@ def is_whole(place: Stored) -> bool:
     """Whether the numbers of a piece are those that were stored."""
     try:
         return arrays_sha256(read_piece(place)) == place.arrays_sha256
-    except (SafetensorError, OSError):
+    except UNREADABLE:
         return False
 
 
@@ -129,11 +133,11 @@ def store_piece(file: ScoreFile, piece: Piece, arrays: Arrays, record: Mapping[s
 
 def piece_records(file: ScoreFile) -> dict[str, dict[str, Any]]:
     """What :func:`store_piece` was told to remember, for the pieces that are not joined yet."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted(file.parts.glob("*.safetensors")):
-        entry = _read_entry(path)
-        if entry.get("identity") == file.identity and "record" in entry:
-            found[entry["pieces"][0][1]] = entry["record"]
+        entry = read_entry(path)
+        if entry.get("identity") == file.identity and isinstance(entry.get("record"), dict):
+            found |= {sha256: entry["record"] for sha256 in pieces_of(path)}
     return found
 
 
@@ -151,9 +155,9 @@ def join_pieces(file: ScoreFile, pieces: Sequence[Piece]) -> None:
     if list(pieces_of(file.path)) != names or any(stored[sha256].path != file.path for sha256 in names):
         _keep_others(file, stored, set(names))
         places = [stored[sha256] for sha256 in names]
-        made_of = [(place.count, sha256, place.arrays_sha256) for sha256, place in zip(names, places, strict=True)]
+        entries = [(place.count, sha256, place.arrays_sha256) for sha256, place in zip(names, places, strict=True)]
         with replacing(file.path) as target:
-            _join(places, _entry(file.identity, made_of, None), target)
+            _join(places, _entry(file.identity, entries, None), target)
     remove_parts(file, pieces)
 
 
@@ -169,16 +173,16 @@ def _keep_others(file: ScoreFile, stored: Mapping[str, Stored], wanted: set[str]
 
 def restamp_pieces(file: ScoreFile, pieces: Sequence[tuple[str, Stored]]) -> None:
     """Make the file of these pieces (digest of pictures, place), whatever scores they were said to be of."""
-    made_of = [(place.count, sha256, arrays_sha256(read_piece(place))) for sha256, place in pieces]
+    entries = [(place.count, sha256, arrays_sha256(read_piece(place))) for sha256, place in pieces]
     with replacing(file.path) as target:
-        _join([place for _, place in pieces], _entry(file.identity, made_of, None), target)
+        _join([place for _, place in pieces], _entry(file.identity, entries, None), target)
 
 
 def remove_parts(file: ScoreFile, pieces: Sequence[Piece]) -> None:
     """Take out the parts that are among these pieces, and those of other scores under this name; others stay."""
     done = {piece.sha256 for piece in pieces}
     for path in file.parts.glob("*.safetensors"):
-        entry = _read_entry(path)
+        entry = read_entry(path)
         if entry and (entry["identity"] != file.identity or set(pieces_of(path)) <= done):
             path.unlink(missing_ok=True)
     _remove_empty(file.parts)
@@ -188,27 +192,35 @@ def remove_scores(folder: Path) -> None:
     """Take out every score file and finished piece below a folder; files made by others stay."""
     for pattern in ("*.safetensors", "*.parts/*.safetensors"):
         for path in sorted(folder.glob(pattern)):
-            if _read_entry(path):
+            if read_entry(path):
                 path.unlink(missing_ok=True)
-    for parts in folder.glob("*.parts"):
-        _remove_empty(parts)
+                if path.parent != folder:
+                    _remove_empty(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Take out what a killed run was writing."""
-    for pattern in (".*.tmp", "*.parts/.*.tmp"):
-        for path in folder.glob(pattern):
-            if TEMPORARY.fullmatch(path.name):
+def remove_leftovers(folder: Path, names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Take out what a killed run was writing of the scores of these names, and under ``others``, names of files."""
+    names = list(names)
+    remove_temporaries(folder, [*(f"{name}.safetensors" for name in names), *others])
+    for name in names:
+        for path in (folder / f"{name}.parts").glob(".*.tmp"):
+            temporary = TEMPORARY.fullmatch(path.name)
+            if temporary and PART.fullmatch(temporary[1]):
                 path.unlink(missing_ok=True)
 
 
 def read_scores(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Arrays and metadata of a score file. Raises ValueError for a file that is none."""
+    """Arrays and metadata of a score file. Raises ValueError for a file that is none, and where the file says what its
+    numbers were and they are others."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-    except SafetensorError as error:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, TypeError) as error:
         raise ValueError(f"{path}: expected a safetensors file of scores ({error})") from error
+    if ENTRY in metadata:  # a file of another make says nothing of its numbers
+        require_stored(path, arrays, metadata[ENTRY])
+    return arrays, metadata
 
 
 def _remove_empty(folder: Path) -> None:
@@ -220,16 +232,6 @@ def _remove_empty(folder: Path) -> None:
 def _entry(identity: str, pieces: Sequence[tuple[int, str, str]], record: Mapping[str, Any] | None) -> str:
     entry = {"identity": identity, "pieces": [list(piece) for piece in pieces]}
     return json.dumps(entry if record is None else entry | {"record": dict(record)}, sort_keys=True)
-
-
-def _read_entry(path: Path) -> dict[str, Any]:
-    """What a score file says of itself; empty for anything that is no score file of this make."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            entry = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
-    except (SafetensorError, FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return entry if isinstance(entry, dict) and {"identity", "pieces"} <= set(entry) else {}
 
 
 def _join(stored: Sequence[Stored], entry: str, target: IO[bytes]) -> None:

@@ -8,12 +8,14 @@ grew still knows them. Knows nothing of what was computed.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.json_files import read_json
 from analysis.report import write_atomically
 
 # Name of a score -> digest of a piece -> seconds, peak_mb, process, forward_seconds (not in records of old runs).
@@ -31,20 +33,43 @@ def timings_path(folder: Path) -> Path:
 
 
 def read_timings(folder: Path) -> Timings:
-    """The timings of a folder of scores, empty where there are none."""
+    """The timings of a folder of scores, empty where there are none; a record without numbers of seconds and memory is
+    not there. Raises ValueError for a file of another kind."""
     path = timings_path(folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
-        raise ValueError(f"{path}: expected pieces by the name of their score; delete it, or use --overwrite")
+    if not _is_by_name(content):
+        raise ValueError(f"{path}: expected pieces by the name of their score; move it away")
     pieces = {
-        name: {key: one for key, one in found.items() if isinstance(one, dict)} for name, found in content.items()
+        name: {key: known for key, one in found.items() if (known := _known(one))} for name, found in content.items()
     }
     return {name: found for name, found in pieces.items() if found}
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether the file of timings is somebody else's: JSON of another form (what is none may be a torn one of ours)."""
+    try:
+        return not _is_by_name(read_json(timings_path(folder)))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_by_name(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(found, dict) for found in content.values())
+
+
+def _known(record: Any) -> dict[str, Any]:
+    """A record of a piece, without a time of forward passes where that is no number; empty where it says too little."""
+    if not isinstance(record, dict) or not all(_is_amount(record.get(key)) for key in ("seconds", "peak_mb")):
+        return {}
+    return {key: one for key, one in record.items() if key != "forward_seconds" or _is_amount(one)}
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether a value is a number of seconds or MB; none is beyond what can be added up."""
+    return type(value) in (int, float) and 0 <= value < 1e15 and math.isfinite(value)
 
 
 def add_timings(folder: Path, name: str, records: Mapping[str, Mapping[str, Any]]) -> None:

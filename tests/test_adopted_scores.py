@@ -43,11 +43,11 @@ def source():
     )  # fmt: skip
 
 
-def run(opened, source, folder, adopt=0):
+def run(opened, source, folder, adopt=0, overwrite=False):
     settings = CompareSettings(
         model="tiny", methods=("cls_mass", "gate_ixg"), truths=("zero", "resample"), num_pictures=COUNT
     )
-    return explain(opened, source, settings, folder, lambda *_: None, adopt=adopt)
+    return explain(opened, source, settings, folder, lambda *_: None, adopt=adopt, overwrite=overwrite)
 
 
 def arrays(folder):
@@ -123,6 +123,25 @@ def test_what_is_computed_anew_is_adopted_no_longer(opened, source, finished, ot
     assert not (finished / "adopted.json").exists()
     run(opened, source, finished, adopt=2)  # of this code already: nothing to adopt
     assert not (finished / "adopted.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "5", "null", "{", "[" * 100_000, '{"gate_ixg": []}', '{"gate_ixg": {}}', '{"mine": {"pictures": [1]}}'),
+        '{"gate_ixg": {"pictures": [1], "largest_relative_difference": "0"}}',
+        '{"gate_ixg": {"pictures": 1, "largest_relative_difference": 0.0}}',
+        '{"gate_ixg": {"pictures": ["1"], "largest_relative_difference": 0.0, "notes": 1}}',
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"adopt": 1}, {"overwrite": True}])
+def test_a_record_of_others_is_refused_and_stays(opened, source, finished, other_code, text, how):
+    (finished / "adopted.json").write_text(text)
+    before = files(finished)
+    with pytest.raises(ValueError, match=r"^[^\n]*adopted\.json: expected [^\n]*$"):
+        run(opened, source, finished, **how)
+    assert (finished / "adopted.json").read_text() == text
+    assert how == {"adopt": 1} or files(finished) == before
 
 
 def test_a_refused_file_leaves_the_record(opened, source, finished, other_code, monkeypatch):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from scipy import stats
+from written_runs import write_scores
 
 from analysis import interval_trials as tr
 from analysis.interval_coverage import NAME, best_kinds, main, read_effects
@@ -128,6 +129,19 @@ def test_the_command_writes_one_row_a_trial(tmp_path, capsys):
     assert (table["coverage_min"] <= table["coverage_median"]).all()
     np.testing.assert_allclose(table.loc[table["interval"] == "student_t", "width_ratio"], 1)
     capsys.readouterr()
+
+
+def test_flipped_bits_are_no_effects(tmp_path, capsys):
+    path = tmp_path / "run" / "scores" / "ablation_zero.safetensors"
+    write_scores(path.parent, "ablation_zero", {"delta_loss": np.random.default_rng(0).normal(size=(24, 3, 2))})
+    read_effects(tmp_path / "run")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    assert main([str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "ablation_zero.safetensors: pictures 20 to 23" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_best_is_the_smallest_gap_over_both_tails_and_level_ones_are_students():

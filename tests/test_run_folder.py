@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save
 
 from analysis import artists, run_folder
 from analysis.answer import REFERENCE_FOLDER
@@ -25,6 +26,7 @@ from analysis.run_folder import (
     write_results,
 )
 from analysis.run_tables import TABLES, with_roles
+from analysis.score_entries import ENTRY
 from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 
@@ -133,6 +135,39 @@ def test_scores_of_others_are_refused_and_ones_own_are_not(tmp_path):
     with own_folder(tmp_path, ["gate_ixg"]):
         pass
     assert mine.exists()
+
+
+FOREIGN = {
+    "scores/gate_ixg.safetensors": [save({"x": np.zeros(2)}), save({"x": np.zeros(2)}, {"format": "pt"})],
+    "scores/timings.json": [b"[]", b'{"mine": 1}'],
+    "scores/adopted.json": [b"[]", b'{"mine": 1}', b'{"gate_ixg": {"notes": "mine"}}', b"notes"],
+    "scores/gate_ixg.parts": [b"mine"],
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_says_that_it_is_not_of_a_run_is_refused_in_a_finished_one_too(tmp_path, name):
+    fill(tmp_path)
+    there = files(tmp_path) | {name}
+    for content in FOREIGN[name]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^[^\n]*{name}: (not|expected) [^\n]*$"):
+            with own_folder(tmp_path, ["gate_ixg"]):
+                pytest.fail("taken")
+        assert (tmp_path / name).read_bytes() == content and files(tmp_path) == there
+    (tmp_path / name).unlink()
+    (tmp_path / name.replace(".parts", ".safetensors")).unlink(missing_ok=True)
+    (tmp_path / name.replace(".parts", ".safetensors")).mkdir()
+    with pytest.raises((ValueError, OSError)), own_folder(tmp_path, ["gate_ixg"]):
+        pytest.fail("taken")
+
+
+def test_a_score_file_of_another_form_is_a_damaged_one(tmp_path):
+    path = tmp_path / "scores" / "gate_ixg.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(save({"x": np.zeros(2)}, {ENTRY: '{"identity": "a", "pieces": [5]}'}))
+    with own_folder(tmp_path, ["gate_ixg"]):
+        pass
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -3,15 +3,18 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save, save_file
+from safetensors.numpy import load_file, save, save_file
+from safetensors.torch import save as torch_save
 
 from analysis.score_files import (
     ENTRY,
     Piece,
     join_pieces,
     piece_records,
+    pieces_of,
     read_scores,
     remove_leftovers,
     remove_parts,
@@ -172,7 +175,25 @@ DAMAGE = {
     "entry": lambda content: content.replace(b'"scores":"{', b'"scores":"[', 1),
     "other entry": lambda content: save({"scores": np.zeros(4)}, {ENTRY: "3"}),
     "no entry": lambda content: save({"scores": np.zeros(4)}),
+    "nested too deep": lambda content: save({"scores": np.zeros(4)}, {ENTRY: "[" * 100_000}),
+    "no axis": lambda content: save({"scores": np.zeros(())}, metadata_of(content)),
 }
+PIECES_OF_ANOTHER_FORM = [
+    *(5, None, "text", {}, [], [5], [None], ["text"], [[4]], [[4, 5]], [[None, "a", "b"]], [["4", "a", "b"]]),
+    *([[4, "a", "b", "c"]], [[4, "a", 5]], [[0, "a", "b"]], [[-4, "a", "b"]], [[True, "a", "b"]], [[4.0, "a", "b"]]),
+    *([[10**30, "a", "b"]], [[400, "a"]]),
+]
+
+
+def metadata_of(content):
+    """What stands in the header of a safetensors file."""
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+
+
+def with_entry(path, **changes):
+    """Another entry in a score file, whose numbers stay."""
+    arrays, metadata = load_file(path), metadata_of(path.read_bytes())
+    path.write_bytes(save(arrays, {ENTRY: json.dumps({**json.loads(metadata[ENTRY]), **changes})}))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -188,6 +209,30 @@ def test_what_is_damaged_is_not_there(file, damage, is_joined):
     assert set(piece_records(file)) == (set() if is_joined else {PIECES[0].sha256, PIECES[2].sha256})
     with pytest.raises(ValueError, match=f"{0 if is_joined else 2} of 3 pieces are there"):
         join_pieces(file, PIECES)
+
+
+@pytest.mark.parametrize("pieces", PIECES_OF_ANOTHER_FORM)
+def test_an_entry_of_another_form_is_computed_anew(file, fresh_bytes, pieces):
+    """Never a traceback: what a file says wrongly of its pieces is not there, and the next run stores it."""
+    store(file, *PIECES)
+    with_entry(file.part(PIECES[1]), pieces=pieces)
+    assert set(stored_pieces(file)) == set(piece_records(file)) == {PIECES[0].sha256, PIECES[2].sha256}
+    store(file, PIECES[1])
+    join_pieces(file, PIECES)
+    assert file.path.read_bytes() == fresh_bytes
+    with_entry(file.path, pieces=pieces)
+    assert not stored_pieces(file) and not pieces_of(file.path)
+    with pytest.raises(ValueError, match=r"m\.safetensors(, [a-z]+)?: .*expected"):
+        read_scores(file.path)
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    assert file.path.read_bytes() == fresh_bytes
+
+
+def test_a_record_of_another_form_is_not_remembered(file):
+    store(file, PIECES[0])
+    with_entry(file.part(PIECES[0]), record=[1])
+    assert piece_records(file) == {} and len(stored_pieces(file)) == 1
 
 
 def test_a_damaged_piece_is_stored_anew(file, fresh_bytes):
@@ -287,16 +332,67 @@ def test_emptied_folders_of_pieces_go_too(file):
     remove_scores(file.folder / "nowhere")
 
 
+def test_a_folder_of_pieces_that_was_empty_before_stays(file):
+    """Nothing was taken out of it: it may be anybody's."""
+    (file.folder / "x.parts").mkdir()
+    store(file, *PIECES)
+    remove_scores(file.folder)
+    assert (file.folder / "x.parts").is_dir() and not file.parts.exists()
+
+
 def test_leftovers_of_a_killed_run_are_removed(file):
     store(file, *PIECES)
     join_pieces(file, PIECES)
     store(file, PIECES[0])
+    (file.folder / "other.parts").mkdir()
     kept = [".hidden", ".m.tmp", "m.safetensors.12.tmp", ".m.safetensors.x.tmp"]
-    for name in (*kept, ".m.safetensors.123.tmp", "m.parts/.000000-000004-00000000.safetensors.7.tmp"):
+    kept += [".thesis.tex.123.tmp", ".other.safetensors.123.tmp", ".record.json.1.tmp", "m.parts/.notes.txt.7.tmp"]
+    kept += ["other.parts/.000000-000004-00000000.safetensors.7.tmp"]
+    gone = [".m.safetensors.123.tmp", ".timings.json.5.tmp", "m.parts/.000000-000004-00000000.safetensors.7.tmp"]
+    for name in (*kept, *gone, "m.parts/.kept-0123456789abcdef.safetensors.7.tmp"):
         (file.folder / name).write_bytes(b"half")
     stored = ["m.safetensors", file.part(PIECES[0]).relative_to(file.folder).as_posix()]
-    remove_leftovers(file.folder)
+    remove_leftovers(file.folder, ["m"], ["timings.json"])
     assert listing(file.folder) == sorted([*kept, *stored])
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("place", [-1, -200, -400])
+def test_a_flipped_bit_is_not_read(file, place):
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    read_scores(file.path)
+    flip(file.path, place)
+    with pytest.raises(ValueError, match=r"^[^\n]*m\.safetensors: pictures \d to \d: [^\n]*not those that were stored"):
+        read_scores(file.path)
+
+
+def test_files_of_earlier_makes_are_read(file):
+    """Without digests of numbers, or without an entry, as those of others are."""
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    expected = read_scores(file.path)[0]
+    pieces = json.loads(metadata_of(file.path.read_bytes())[ENTRY])["pieces"]
+    with_entry(file.path, pieces=[one[:2] for one in pieces])
+    for key, values in read_scores(file.path)[0].items():
+        np.testing.assert_array_equal(values, expected[key])
+    save_file(expected, file.path)
+    assert read_scores(file.path)[1] == {}
+
+
+def test_numbers_of_a_kind_that_numpy_lacks_are_no_scores(file):
+    store(file, *PIECES)
+    join_pieces(file, PIECES)
+    metadata = metadata_of(file.path.read_bytes())
+    file.path.write_bytes(torch_save({"scores": torch.zeros(10).bfloat16()}, metadata))
+    assert not stored_pieces(file)
+    with pytest.raises(ValueError, match="expected a safetensors file of scores"):
+        read_scores(file.path)
 
 
 def test_unreadable_scores_are_refused(tmp_path):

@@ -205,3 +205,16 @@ def test_command_writes_everything_twice_alike(written, tmp_path, capsys):
 def test_truths_stand_in_their_order(tables):
     found = list(dict.fromkeys(tables["layers_by_seed"].query("model == 'two'")["truth"]))
     assert found == ["ablation_zero", "ablation_mean", "ablation_counterfactual"]
+
+
+@pytest.mark.parametrize("name", ["gate_ixg", "ablation_mean"])
+def test_flipped_bits_of_stored_scores_are_refused(tmp_path, capsys, name):
+    write_three(tmp_path)
+    path = tmp_path / "two" / "scores" / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # within what tables of rounded numbers forgive
+    path.write_bytes(bytes(content))
+    folders = [str(tmp_path / one) for one in ("one", "two")]
+    assert main([*folders, "--output-dir", str(tmp_path / "out"), "--bootstrap-replicates", "20"]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}.safetensors: pictures " in said and said.count("\n") == 1

@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 from analysis.score_files import Piece, join_pieces, piece_records, score_file, store_piece
-from analysis.timings import add_timings, peak_mb, read_timings, summary, timings_path
+from analysis.timings import add_timings, is_foreign, peak_mb, read_timings, summary, timings_path
 
 KNOWN = {
     "m": {
@@ -62,8 +64,9 @@ def test_records_of_pieces_survive_their_joining(tmp_path):
     assert summary(read_timings(tmp_path), "m", wanted) == {"seconds": 3.0, "peak_mb": 10.0}
 
 
-def test_what_is_no_json_is_refused(tmp_path):
-    timings_path(tmp_path).write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"m": ' * 100_000, "\udcff"])
+def test_what_is_no_json_is_refused(tmp_path, text):
+    timings_path(tmp_path).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=r"timings\.json: expected JSON"):
         read_timings(tmp_path)
 
@@ -80,3 +83,39 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
     timings_path(tmp_path).write_text(text)
     with pytest.raises(ValueError, match=r"timings\.json: expected pieces by the name of their score"):
         read_timings(tmp_path)
+
+
+GOOD = {"seconds": 1.5, "peak_mb": 3.0, "process": 0, "forward_seconds": 0.5}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"seconds": 1.0},
+        {"peak_mb": 1.0},
+        *({**GOOD, "seconds": value} for value in ("1", None, [], True, -1.0, float("nan"), float("inf"), 10**400)),
+        *({**GOOD, "peak_mb": value} for value in ("1", None, float("nan"))),
+    ],
+)
+def test_a_record_of_another_form_is_unknown(tmp_path, record):
+    timings_path(tmp_path).write_text(json.dumps({"m": {"a": record, "b": GOOD}}))
+    known = read_timings(tmp_path)
+    assert known == {"m": {"b": GOOD}} and summary(known, "m", ["a", "b"]) == {}
+    add_timings(tmp_path, "m", {"a": GOOD})
+    assert summary(read_timings(tmp_path), "m", ["a", "b"]) == {
+        "seconds": 3.0, "peak_mb": 3.0, "forwards_measured": 3.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", [None, "1", [], float("nan"), -1])
+def test_without_a_time_of_forward_passes_there_is_no_price(tmp_path, forward):
+    timings_path(tmp_path).write_text(json.dumps({"m": {"a": GOOD | {"forward_seconds": forward}, "b": GOOD}}))
+    assert summary(read_timings(tmp_path), "m", ["a", "b"]) == {"seconds": 3.0, "peak_mb": 3.0}
+
+
+def test_a_file_of_another_kind_is_somebody_elses(tmp_path):
+    assert not is_foreign(tmp_path)
+    for text, expected in (("[]", True), ('{"mine": 1}', True), ("{", False), ("{}", False)):
+        timings_path(tmp_path).write_text(text)
+        assert is_foreign(tmp_path) == expected
