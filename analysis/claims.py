@@ -35,6 +35,7 @@ from analysis.plan import CLAIMS, VERSION, plan_sha256
 from analysis.report import write_atomically
 from analysis.tables import read_table, write_table
 from analysis.verdict_rules import MEASURED, judge, problem
+from attribution.own_folder import require_folder_name
 
 COMMAND = "analysis.claims"
 TEXTS = ("claim", "quantity", "unit", "left_out", "changing", "note")
@@ -200,15 +201,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="finished runs with claims.csv")
     parser.add_argument("--audit", type=Path, default=None, help="folder of python -m analysis.published")
-    parser.add_argument("--output-dir", type=Path, default=Path("results/claims"))
+    parser.add_argument("--output-dir", default="results/claims")
     options = parser.parse_args(argv)
     try:
-        require_own(outputs_of(options.output_dir), [*options.runs, *([options.audit] if options.audit else [])])
+        output = require_folder_name(options.output_dir)
+        require_own(outputs_of(output), [*options.runs, *([options.audit] if options.audit else [])])
         names = [folder.resolve().name for folder in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"expected runs in folders of different names, got {', '.join(names)}")
         runs = [read_run(folder) for folder in options.runs]
-        verdicts = write_claims(runs, options.audit, options.output_dir)
+        verdicts = write_claims(runs, options.audit, output)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             )
     for _, row in verdicts.iterrows():
         print(f"{row['claim']} ({row['preset']}, {row['models']} model(s)): {row['verdict']}. {row['measured']}")
-    print(f"All of it: {options.output_dir}")
+    print(f"All of it: {output}")
     return 0
 
 

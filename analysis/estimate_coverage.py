@@ -32,6 +32,7 @@ from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.score_files import Arrays, read_scores
 from analysis.tables import write_table
+from attribution.own_folder import require_folder_name
 
 DESIGNS = ((128, 16), (128, 32), (128, 48), (512, 32), (512, 64), (512, 128))
 SWEPT_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 10, 1 / 12, 1 / 16)
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder of a finished run, with scores/")
-    parser.add_argument("--output-dir", type=Path, default=None, help="default: the run folder")
+    parser.add_argument("--output-dir", default=None, help="default: the run folder")
     parser.add_argument("--truth", default="zero", help="which ablation")
     parser.add_argument("--predictor", default="gate_ixg_out", help="which method predicts")
     parser.add_argument("--populations", type=int, default=200, help="sets of pictures drawn for the coverage")
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"--{name.replace('_', '-')}: expected at least {smallest}, got {getattr(options, name)}"
                 )
-        output = options.output_dir or options.run
+        output = options.run if options.output_dir is None else require_folder_name(options.output_dir)
         outputs = outputs_of(output)
         require_own(outputs)
         stored = read_stored(options.run, options.truth, options.predictor)

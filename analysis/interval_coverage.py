@@ -25,6 +25,7 @@ from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.score_files import read_scores
 from analysis.tables import write_table
+from attribution.own_folder import require_folder_name
 
 SIZES = (16, 64, 128, 512)
 LEAST_PICTURES = 20
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, with scores/")
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--output-dir", required=True)
     parser.add_argument("--sets", type=int, default=1000, help="sets of pictures drawn for each row")
     parser.add_argument("--trimmed-sets", type=int, default=200, help="the same for the trimmed mean, which is slower")
     parser.add_argument("--bootstrap-replicates", type=int, default=1000)
@@ -136,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         names = [run.resolve().name for run in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected folders of different names, got {', '.join(names)}")
-        outputs = outputs_of(options.output_dir)
+        output = require_folder_name(options.output_dir)
+        outputs = outputs_of(output)
         require_own(outputs)
         effects = {name: read_effects(run) for name, run in zip(names, options.runs, strict=True)}
         table = pd.concat(
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             ignore_index=True,
         )
         start_writing(outputs)
-        write_table(table, options.output_dir / NAME)
+        write_table(table, output / NAME)
         record = {name: getattr(options, name) for name in LEAST}
         finish_writing(outputs, {"runs": names, "settings": record, "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:

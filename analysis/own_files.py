@@ -33,6 +33,8 @@ def by_command(folder: Path, command: str, manifest: str = "manifest.json") -> b
 def by_header(folder: Path, table: str, columns: Sequence[str], manifest: str = "manifest.json") -> bool:
     """Whether a table of the folder begins with these columns and there is no manifest: how results of an earlier make
     are told of commands that wrote none."""
+    if not (folder / table).is_file():  # reading a pipe would wait for ever
+        return False
     try:
         with open(folder / table, encoding="utf-8") as file:
             header = file.readline(10_000).rstrip("\n").split(",")
@@ -65,6 +67,8 @@ class Outputs:
 
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; empty for anything else, and where there is no file."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        return {}
     try:
         found = read_json(path)
     except (OSError, ValueError):

@@ -55,6 +55,7 @@ from analysis.run_folder import prepare_folder
 from analysis.tables import write_table
 from attribution.checkpoint import weights_sha256
 from attribution.heads import layout_with_cls, read_attention
+from attribution.own_folder import require_folder_name
 from attribution.preprocessing import PREPROCESSING, mean_and_std
 from attribution.released_procedure import (
     AS_RELEASED,
@@ -90,6 +91,7 @@ class AuditSettings:
 
 def check_settings(settings: AuditSettings) -> None:
     """Raise ValueError naming the first option that makes no sense."""
+    require_folder_name(settings.output_dir)
     for name, least in (("num_pictures", 2), ("batch_size", 1), ("shuffles", 0), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(settings, name)}")

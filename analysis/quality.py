@@ -31,6 +31,7 @@ from analysis.models import open_model
 from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.settings import BUNDLED_MODEL
 from analysis.tables import write_table
+from attribution.own_folder import require_folder_name
 from attribution.vit import ViTRegressor
 from data_synth import TARGET_NAMES, ChirpDataset, SynthConfig
 from data_synth.dataset import render_image
@@ -245,14 +246,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-pictures", type=int, default=500, help="test pictures")
     parser.add_argument("--distractor-pictures", type=int, default=128, help="test pictures edited in every way")
     parser.add_argument("--preset", default=None, help="default: the preset that the model was trained on")
-    parser.add_argument("--output-dir", type=Path, default=Path("results/quality"))
+    parser.add_argument("--output-dir", default="results/quality")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of the test pictures")
     options = parser.parse_args(argv)
     try:
         if options.num_pictures < 8 or options.distractor_pictures < 2:
             raise ValueError("expected --num-pictures of at least 8 and --distractor-pictures of at least 2")
-        outputs = outputs_of(options.output_dir)
+        folder = require_folder_name(options.output_dir)
+        outputs = outputs_of(folder)
         require_own(outputs)
         opened = open_model(options.model, options.device)
         model = opened.model
@@ -263,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
         tables = measure(model, ChirpDataset("test", options.num_pictures, config), options.distractor_pictures)
         start_writing(outputs)
         for name, table in tables.items():
-            write_table(table, options.output_dir / f"{name}.csv")
+            write_table(table, folder / f"{name}.csv")
         settings = {"num_pictures": options.num_pictures, "distractor_pictures": options.distractor_pictures}
         record = {"model": opened.identity, "preset": preset, "seed": options.seed, "settings": settings}
         finish_writing(outputs, record | {"versions": versions(), "git": git_state()})

@@ -26,6 +26,7 @@ from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.role_rules import COLUMNS as ROLE_COLUMNS
 from analysis.tables import write_table
+from attribution.own_folder import require_folder_name
 
 KEYS = ["model", "query", "tau"]
 HEAD = ["layer", "head"]
@@ -136,23 +137,24 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="finished runs with roles.csv")
-    parser.add_argument("--output-dir", type=Path, default=Path("results/role-changes"))
+    parser.add_argument("--output-dir", default="results/role-changes")
     options = parser.parse_args(argv)
-    outputs = outputs_of(options.output_dir)
     try:
+        folder = require_folder_name(options.output_dir)
+        outputs = outputs_of(folder)
         require_own(outputs, options.runs)
         runs = _named(options.runs)
         tables = {"role_changes": role_changes(runs), "roles_by_run": roles_by_run(runs)}
         start_writing(outputs)
         for name, table in tables.items():
-            write_table(table, options.output_dir / f"{name}.csv")
+            write_table(table, folder / f"{name}.csv")
         finish_writing(outputs, {"runs": list(runs), "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 3):
         print(tables["role_changes"].to_string(index=False))
-    print(f"All of it: {options.output_dir}")
+    print(f"All of it: {folder}")
     return 0
 
 

@@ -28,6 +28,7 @@ from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_header, figure_files, finish_writing, require_own, start_writing
 from analysis.role_plots import role_swap_dots
 from analysis.tables import write_table
+from attribution.own_folder import require_folder_name
 
 EFFECT = "ablation_zero_var_pct"
 REGIONS = ("chirp", "colorbar", "colorbar_ticks", "text", "frame")
@@ -116,23 +117,24 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m analysis.role_swap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN_FOLDER", help="finished runs of analysis.compare")
-    parser.add_argument("--output-dir", type=Path, default=Path("results/role-swap"))
+    parser.add_argument("--output-dir", default="results/role-swap")
     options = parser.parse_args(argv)
-    outputs = outputs_of(options.output_dir)
     try:
+        folder = require_folder_name(options.output_dir)
+        outputs = outputs_of(folder)
         require_own(outputs, options.runs)
         table = role_swap_table(options.runs)
         start_writing(outputs)
-        write_table(table, options.output_dir / "role_swap.csv")
-        save_figure(role_swap_dots(table), options.output_dir / "role_swap")
-        runs = [folder.resolve().name for folder in options.runs]
+        write_table(table, folder / "role_swap.csv")
+        save_figure(role_swap_dots(table), folder / "role_swap")
+        runs = [run.resolve().name for run in options.runs]
         finish_writing(outputs, {"runs": runs, "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 2):
         print(table[table["query"] == "cls"].to_string(index=False))
-    print(f"All of it: {options.output_dir}")
+    print(f"All of it: {folder}")
     return 0
 
 

@@ -48,6 +48,7 @@ from analysis.settings import CompareSettings
 from analysis.tables import write_table
 from analysis.truths import LEAST_SWEPT
 from attribution.folder_lock import only_run
+from attribution.own_folder import require_folder_name
 
 COMMAND = "analysis.compare"
 CONTROL_WARNING = "CONTROL RUN: a small random network that was never trained. Its heads mean nothing."
@@ -71,10 +72,7 @@ def outputs_of(folder: Path) -> Outputs:
 
 def prepare_folder(folder: Path) -> None:
     """Make the output folder and check that it can be written to (OSError) and named in a page (ValueError)."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"--output-dir: {str(folder)!r} is not UTF-8, expected another name") from error
+    require_folder_name(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: no permission to write")

@@ -41,6 +41,7 @@ from analysis.seed_runs import TRUTHS, Floats, Run, read_runs, shared_truths
 from analysis.seed_statements import statement_lines, statements_table
 from analysis.tables import write_table
 from attribution.methods import METHODS
+from attribution.own_folder import require_folder_name
 
 COMMAND = "analysis.seeds"
 TABLES = (
@@ -245,12 +246,12 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m analysis.seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="finished runs of analysis.compare")
-    parser.add_argument("--output-dir", type=Path, default=Path("results/seeds"))
+    parser.add_argument("--output-dir", default="results/seeds")
     parser.add_argument("--bootstrap-replicates", type=int, default=2000, help="resamples behind every interval")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     options = parser.parse_args(argv)
-    folder: Path = options.output_dir
     try:
+        folder = require_folder_name(options.output_dir)
         outputs = outputs_of(folder)
         require_own(outputs, options.runs)
         runs = read_runs(options.runs)

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from attribution.own_folder import require_folder_name
+
 BUNDLED_MODEL = "bundled"
 CONTROL_MODEL = "tiny-random"
 LISTS = ("methods", "truths", "checks")  # settings that are names, comma-separated on the command line
@@ -73,6 +75,8 @@ class CompareSettings:
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
         if self.output_dir is not None and not isinstance(self.output_dir, str):
             raise ValueError(f"output_dir: expected a text, got {self.output_dir!r}")
+        if self.output_dir is not None:
+            require_folder_name(self.output_dir, "output_dir")
         for name in LISTS:
             value = getattr(self, name)
             if not value or not all(isinstance(one, str) for one in value):

@@ -148,18 +148,21 @@ class PictureFolder:
         """Digest of the bytes of all its files, in order. Raises `OSError` or `ValueError` for one that is no file."""
         digest = hashlib.sha256()
         for path in self._paths:
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: not found")
-            if not path.is_file():  # reading a pipe would wait for ever
-                raise ValueError(
-                    f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}"
-                )
+            _require_file(path)
             digest.update(bytes.fromhex(sha256_of_file(path)))
         return digest.hexdigest()
 
 
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not found")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}")
+
+
 def read_picture(path: Path) -> np.ndarray:
     """The pixels uint8 `[row col 3]` of a PNG file, RGB or opaque RGBA; refuses other formats, modes and sizes."""
+    _require_file(path)
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS or image.mode not in ("RGB", "RGBA"):
@@ -194,7 +197,7 @@ def _rows_of_split(table: pd.DataFrame, path: Path, split: str, seed: int) -> li
 def _number(path: Path, table: pd.DataFrame, row: int, name: str) -> float:
     text = str(table[name].iloc[row])
     try:
-        value = float(text)
+        value = float("nan" if "_" in text else text)  # Python reads 1_0 as 10
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):

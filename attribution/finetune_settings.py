@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from attribution.own_folder import require_folder_name
 from attribution.preprocessing import mean_and_std
 
 
@@ -47,6 +48,11 @@ class FinetuneSettings:
 
 def check_settings(settings: FinetuneSettings, num_processes: int = 1) -> None:
     """Raise `ValueError` naming the first option that makes no sense for a training by so many processes."""
+    require_folder_name(settings.output_dir)
+    targets = names_of(settings.targets)
+    twice = [name for name in dict.fromkeys(targets) if targets.count(name) > 1]
+    if twice:
+        raise ValueError(f"--targets: expected each label column once, got {', '.join(twice)} more than once")
     for name in (
         "num_pictures",
         "validation_pictures",

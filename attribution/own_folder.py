@@ -18,6 +18,20 @@ from attribution.atomic_writing import write_atomically
 MARKER = ".unfinished.json"
 
 
+def require_folder_name(folder: str | os.PathLike[str], option: str = "--output-dir") -> Path:
+    """The folder that an option names, to be written to; `ValueError` for none, as an unset variable of a shell gives
+    (a path of no name is the current folder), and for a name that is not UTF-8, which no page or model file can hold.
+    """
+    name = os.fspath(folder)
+    if not name:
+        raise ValueError(f"{option}: expected a folder, got an empty name")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{option}: {name!r} is not UTF-8, expected another name") from error
+    return Path(folder)
+
+
 def require_free(folder: Path, names: Iterable[str]) -> None:
     """Raise `ValueError` naming the first of these files that is there and that no killed run has left."""
     left = _left_in(folder)
@@ -56,6 +70,8 @@ def filled_at_once(folder: Path, last: str) -> Iterator[Path]:
 
 
 def _left_in(folder: Path) -> set[str]:
+    if not (folder / MARKER).is_file():  # reading a pipe would wait for ever
+        return set()
     try:
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):

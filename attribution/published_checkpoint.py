@@ -38,7 +38,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 from attribution.checkpoint import CONFIG_FILE, MODEL_FILES, load_pretrained, saving
-from attribution.own_folder import require_free
+from attribution.own_folder import require_folder_name, require_free
 from attribution.packaged import sha256_of_file, summary
 from attribution.preprocessing import PREPROCESSING, mean_and_std
 from attribution.vit import RegressorConfig, ViTRegressor, unwrapped
@@ -303,11 +303,16 @@ def _is_finite(value: Tensor) -> bool:
     return plain and bool(torch.isfinite(value.to(torch.float32)).all())
 
 
-def _finite(path: Path, row: int, column: str, text: str | None) -> float:
+def _number(text: str) -> float:
+    """NaN for what is no number; Python would read 1_0 as 10."""
     try:
-        value = float(text or "")
+        return math.nan if "_" in text else float(text)
     except ValueError:
-        value = math.nan
+        return math.nan
+
+
+def _finite(path: Path, row: int, column: str, text: str | None) -> float:
+    value = _number(text or "")
     if not math.isfinite(value):
         raise ValueError(f"{path}: row {row}, {column}: expected a finite number, got {text or ''!r}")
     return value
@@ -340,10 +345,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _three_numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
+    values = tuple(map(_number, text.split(",")))
     if len(values) != len(TARGET_NAMES) or not all(map(math.isfinite, values)):
         raise ValueError(f"{option}: expected three numbers, of {', '.join(TARGET_NAMES)}, got {text!r}")
     if option == "--label-std" and min(values) <= 0:
@@ -367,6 +369,7 @@ def _label_scaling(options: argparse.Namespace) -> tuple[tuple[float, ...], tupl
 
 def _convert(options: argparse.Namespace) -> list[str]:
     """Write the folder; gives the lines to be said about what is in it."""
+    options.output_dir = require_folder_name(options.output_dir)
     if (options.output_dir / CONFIG_FILE).exists():
         raise ValueError(f"--output-dir: {options.output_dir} holds a finished model, choose another folder")
     require_free(options.output_dir, MODEL_FILES)
@@ -415,7 +418,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="the state_dict: .safetensors, or .pth, .pt, .bin (pickles)")
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the model goes")
+    parser.add_argument("--output-dir", required=True, help="where the model goes")
     parser.add_argument("--labels", type=Path, help=f"a labels.csv with {', '.join(LABEL_COLUMNS)}")
     parser.add_argument("--label-mean", help="instead of --labels: three numbers, a,b,c")
     parser.add_argument("--label-std", help="and their standard deviations, a,b,c")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from .chirp import PRESETS
 from .dataset import ChirpDataset, SynthConfig
 from .folder import write_folder
 from .layouts import SPLITS
+from .writing import require_folder_name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--count", type=int, required=True, help="number of pictures")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--split", choices=SPLITS, default="train", help="train, validation and test share nothing")
     parser.add_argument(
         "--preset", choices=PRESETS, default="default", help="default, the published recipe, or the colour bar's task"
@@ -45,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.processes < 1:
             raise ValueError(f"--processes: expected at least 1, got {options.processes}")
+        folder = require_folder_name(options.out, "--out")
         dataset = ChirpDataset(options.split, options.count, SynthConfig(preset=options.preset, seed=options.seed))
         with tqdm(total=options.count, unit="picture", desc="writing") as bar:
-            for done in write_folder(dataset, options.out, options.processes):
+            for done in write_folder(dataset, folder, options.processes):
                 bar.update(done - bar.n)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -3,7 +3,7 @@
 Takes a :class:`~data_synth.dataset.ChirpDataset`; gives ``metadata.csv`` (one row a picture: ``file_name``,
 ``mask_file_name``, labels in units, chirp parameters), ``images/*.png`` (RGB) and ``masks/*.png`` (the region of every
 pixel of the 480 x 640 canvas as its index in ``REGIONS``), and ``dataset.json`` (what made it). The same bytes whatever
-the number of processes; a killed run goes on where it was, and draws anew what is not whole.
+the number of processes; a killed run goes on where it was, and draws anew what is not as it was written.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from PIL import Image
 
 from .dataset import SYNTHESIZER_VERSION, ChirpDataset, label_map, labels_of, render_image
 from .raster import REGIONS, canvas_weights, coverage_counts, patch_counts, patch_labels
-from .writing import is_whole_png, only_run, remove_temporaries, write_atomic, write_png
+from .writing import is_own_png, only_run, remove_temporaries, write_atomic, write_png
 
 CHUNK = 32
-MASK_SIZE = (640, 480)
 MAX_PIXELS = 4096 * 4096
+LARGEST_SIDE = 4096  # of pictures, which nothing that reads these folders takes larger
 
 
 def file_names(index: int) -> tuple[str, str]:
@@ -40,37 +40,45 @@ def file_names(index: int) -> tuple[str, str]:
 
 def _write_chunk(start: int, dataset: ChirpDataset, folder: Path) -> int:
     stop = min(start + CHUNK, dataset.count)
+    made_from = json.dumps(_description(dataset))
     written = 0
     for index in range(start, stop):
-        if not is_written(folder, index, dataset.config.image_size):
-            image_name, mask_name = file_names(index)
+        image_name, mask_name = file_names(index)
+        # Both are looked at before either is drawn: a link in place of one of them is refused.
+        if not all([is_own_png(folder, name, made_from) for name in (image_name, mask_name)]):
             scene = dataset.scene(index)
-            write_png(folder / image_name, render_image(scene, dataset.config))
-            write_png(folder / mask_name, label_map(scene))
+            write_png(folder, image_name, render_image(scene, dataset.config), made_from)
+            write_png(folder, mask_name, label_map(scene), made_from)
         written += 1
     return written
 
 
-def is_written(folder: Path, index: int, image_size: int) -> bool:
-    """Whether a picture and its mask are there and whole."""
-    image_name, mask_name = file_names(index)
-    found_image = is_whole_png(folder / image_name, (image_size, image_size), "RGB")
-    return found_image and is_whole_png(folder / mask_name, MASK_SIZE, "L")
+def require_image_size(image_size: int) -> None:
+    """Raise ValueError for a side of pictures, in pixels, that is none or beyond what is read back."""
+    if image_size < 1:
+        raise ValueError(f"image_size: expected at least 1, got {image_size}")
+    if image_size > LARGEST_SIDE:
+        raise ValueError(f"image_size: expected at most {LARGEST_SIDE}, got {image_size}")
 
 
-def write_folder(dataset: ChirpDataset, folder: Path, num_processes: int = 1) -> Iterator[int]:
-    """Write a data set; yields the number of pictures done as it goes. ``metadata.csv`` appears last.
-
-    Raises ValueError if the folder holds another data set or files of others under its names, OSError if it cannot be
-    written or another run is under way in it.
-    """
-    description = {
+def _description(dataset: ChirpDataset) -> dict[str, Any]:
+    return {
         "synthesizer": "data_synth",
         "version": SYNTHESIZER_VERSION,
         "split": dataset.split,
         "regions": list(REGIONS),
         **asdict(dataset.config),
     }
+
+
+def write_folder(dataset: ChirpDataset, folder: Path, num_processes: int = 1) -> Iterator[int]:
+    """Write a data set; yields the number of pictures done as it goes. ``metadata.csv`` appears last.
+
+    Raises ValueError if the folder holds another data set, files of others or links under its names, or pictures would
+    be larger than is read back, OSError if it cannot be written or another run is under way in it.
+    """
+    require_image_size(dataset.config.image_size)
+    description = _description(dataset)
     table = metadata_table(dataset)
     require_own(folder, description, table)
     work = partial(_write_chunk, dataset=dataset, folder=folder)
@@ -88,6 +96,9 @@ def require_own(folder: Path, description: dict[str, Any], table: pd.DataFrame) 
         if taken:
             raise ValueError(f"{identity}: not found, but {', '.join(taken)} beside it; choose another folder")
         return
+    for path in (identity, folder / "metadata.csv"):
+        if os.path.lexists(path) and not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError(f"{path}: expected a file or nothing")
     try:
         found = json.loads(identity.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -203,6 +214,8 @@ def read_mask(path: Path, image_size: int, patch_size: int) -> tuple[NDArray[np.
 
     Raises ValueError for a file that is no 480 x 640 8-bit greyscale PNG of region numbers.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{path}: expected a PNG mask, not a {'folder' if path.is_dir() else 'device or pipe'}")
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS or picture.mode != "L":

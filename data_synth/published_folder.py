@@ -13,18 +13,21 @@ does. Does not know who will read it.
 Masks are made of the picture and its row (data_synth/published_masks.py); a picture that is no such figure, or that
 shows its chirp elsewhere than its row says, is refused.
 
-A killed run goes on where it was; the bytes do not depend on the number of processes.
+A killed run goes on where it was; the bytes do not depend on the number of processes. A picture of the source that has
+changed since is converted anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import json
 import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -36,11 +39,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from .chirp import FREQ_SPAN_HZ, TIME_SPAN_S, ChirpParams, ChirpType
-from .folder import CHUNK, file_names, fill_folder, is_written, require_own
+from .folder import CHUNK, file_names, fill_folder, require_image_size, require_own
 from .published import averaged
-from .published_masks import read_canvas, reconstruct_label_map
+from .published_masks import canvas_of, read_source, reconstruct_label_map
 from .raster import REGIONS
-from .writing import write_png
+from .writing import is_own_png, require_folder_name, write_png
 
 GENERATOR = "chirp-spectrogram-generator"
 COLUMNS = ("Chirp_Start_Time", "Chirp_Start_Freq", "Chirp_End_Freq", "Chirp_Duration", "Chirp_Type")
@@ -66,7 +69,10 @@ def read_labels(path: Path, max_pictures: int | None = None) -> tuple[list[Chirp
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, expected the columns {', '.join(COLUMNS)}")
     try:
+        _require_plain_columns(path)
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a readable table ({error})") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable table ({' '.join(str(error).split())})") from error
     missing = [name for name in COLUMNS if name not in table.columns]
@@ -79,12 +85,28 @@ def read_labels(path: Path, max_pictures: int | None = None) -> tuple[list[Chirp
     return chirps, len(table)
 
 
+def _require_plain_columns(path: Path) -> None:
+    """Raise ValueError for a column that is there twice, whose first pandas takes, and naming the first row of more
+    fields than the header, whose last it drops where all rows have as many."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        width, twice = len(header), [name for name in COLUMNS if header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}: expected one column {', '.join(twice)}, found {', '.join(header)}")
+        for number, row in enumerate(reader, start=2):
+            if len(row) > width:
+                raise ValueError(
+                    f"{path}: not a readable table (row {number}: expected {width} fields, got {len(row)})"
+                )
+
+
 def _params(path: Path, number: int, cells: dict[str, str]) -> ChirpParams:
     found: dict[str, float] = {}
     ranges = {name: (0.0, FREQ_SPAN_HZ if name.endswith("Freq") else TIME_SPAN_S) for name in COLUMNS[:4]}
     for name, (low, high) in ranges.items():
         try:
-            found[name] = float(cells[name])
+            found[name] = math.nan if "_" in cells[name] else float(cells[name])  # Python reads 1_0 as 10
         except ValueError:
             found[name] = math.nan
         if not low <= found[name] <= high:
@@ -130,8 +152,8 @@ class _Lot:
     chirps: list[ChirpParams]
 
 
-def _convert(path: Path, params: ChirpParams) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    canvas = read_canvas(path)
+def _convert(content: bytes, path: Path, params: ChirpParams) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    canvas = canvas_of(content, path)
     try:
         return canvas, reconstruct_label_map(canvas, params)
     except ValueError as error:
@@ -140,11 +162,14 @@ def _convert(path: Path, params: ChirpParams) -> tuple[NDArray[np.uint8], NDArra
 
 def _write_lot(lot: _Lot, folder: Path, image_size: int, resize: Resize) -> int:
     for index, (path, params) in enumerate(zip(lot.paths, lot.chirps, strict=True), start=lot.first):
-        if not is_written(folder, index, image_size):
-            image_name, mask_name = file_names(index)
-            canvas, labels = _convert(path, params)
-            write_png(folder / image_name, resized(canvas, image_size, resize))
-            write_png(folder / mask_name, labels)
+        content = read_source(path)
+        image_name, mask_name = file_names(index)
+        of_mask = json.dumps([GENERATOR, REGIONS, hashlib.sha256(content).hexdigest(), astuple(params)])
+        of_image = json.dumps([of_mask, image_size, resize])  # which masks do not depend on
+        if not all([is_own_png(folder, image_name, of_image), is_own_png(folder, mask_name, of_mask)]):
+            canvas, labels = _convert(content, path, params)
+            write_png(folder, image_name, resized(canvas, image_size, resize), of_image)
+            write_png(folder, mask_name, labels, of_mask)
     return len(lot.paths)
 
 
@@ -163,7 +188,8 @@ def convert_folder(
     belong to their pictures, or a destination that holds another data set. The first pictures are read before anything
     is written.
     """
-    for name, number in (("image_size", image_size), ("max_pictures", max_pictures), ("num_processes", num_processes)):
+    require_image_size(image_size)
+    for name, number in (("max_pictures", max_pictures), ("num_processes", num_processes)):
         if number is not None and number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
     labels_path = source / "labels.csv"
@@ -181,7 +207,7 @@ def convert_folder(
     table = metadata_table(chirps)
     require_own(destination, description, table)
     for path, params in zip(paths[:NUM_CHECKED_FIRST], chirps[:NUM_CHECKED_FIRST], strict=True):
-        _convert(path, params)
+        _convert(read_source(path), path, params)
     lots = [
         _Lot(first, paths[first : first + CHUNK], chirps[first : first + CHUNK])
         for first in range(0, len(paths), CHUNK)
@@ -221,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "source", type=Path, help="folder with labels.csv and spectrogram_1.png, spectrogram_2.png, ..."
     )
-    parser.add_argument("destination", type=Path, help="folder to write")
+    parser.add_argument("destination", help="folder to write")
     parser.add_argument(
         "--resize",
         choices=get_args(Resize),
@@ -237,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         steps = convert_folder(
             options.source,
-            options.destination,
+            require_folder_name(options.destination, "destination"),
             resize=options.resize,
             image_size=options.image_size,
             max_pictures=options.max_pictures,

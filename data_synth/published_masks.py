@@ -8,6 +8,7 @@ that shows its chirp elsewhere than its label says, is refused. Does not know fo
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,14 +81,32 @@ def read_canvas(path: Path) -> NDArray[np.uint8]:
 
     Raises FileNotFoundError if there is none, ValueError for another format or size, or transparent pixels.
     """
+    return canvas_of(read_source(path), path)
+
+
+def read_source(path: Path) -> bytes:
+    """The bytes of a picture. Raises FileNotFoundError if there is none, ValueError for what is no readable file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not found")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path}: expected a PNG file, not a {'folder' if path.is_dir() else 'device or pipe'}")
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable PNG file ({error})") from error
+
+
+def canvas_of(content: bytes, path: Path) -> NDArray[np.uint8]:
+    """The pixels uint8 [480 640 3] of the bytes of a picture; ``path`` is for what is said of it.
+
+    Raises ValueError for another format or size, or transparent pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             if picture.mode not in ("RGB", "RGBA") or picture.size != (CANVAS_COLS, CANVAS_ROWS):
                 found = f"{picture.mode} of {picture.width} x {picture.height}"
                 raise ValueError(f"{path}: expected RGB or RGBA of {CANVAS_COLS} x {CANVAS_ROWS} pixels, got {found}")
             pixels = np.asarray(picture)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable PNG file ({error})") from error
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:

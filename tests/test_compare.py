@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 import shutil
 
@@ -202,6 +203,9 @@ def broken_folder(source, target, change):
         (target / "images" / "0000001.png").write_bytes(b"not a picture")
     elif change == "mask":
         Image.new("L", (10, 10)).save(target / "masks" / "0000001.png")
+    elif change in ("images", "masks"):  # a pipe, which would be waited for
+        (target / change / "0000001.png").unlink()
+        os.mkfifo(target / change / "0000001.png")
     return target
 
 
@@ -214,6 +218,8 @@ def broken_folder(source, target, change):
         ("size", "picture 1: expected 224 x 224 pixels, got 32 x 32"),
         ("unreadable", "not a readable PNG"),
         ("mask", "expected 480 x 640"),
+        ("images", "0000001.png: expected a PNG file, not a device or pipe"),
+        ("masks", "0000001.png: expected a PNG mask, not a device or pipe"),
         ("outside", "expected a path below the folder"),
     ],
 )

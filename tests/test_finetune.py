@@ -166,6 +166,7 @@ def test_a_time_budget_anneals_and_ends(options, tmp_path):
         ({"data-options": "hue"}, "--data-options: expected name=value, got 'hue'"),
         ({"data-options": "constant=true"}, "the label brightness is the same in all of"),
         ({"targets": "a,b"}, "targets are for folders"),
+        ({"targets": "a, b,a"}, "--targets: expected each label column once, got a more than once"),
         ({"num-pictures": 0}, "--num-pictures: expected at least 1, got 0"),
         ({"num-pictures": 4}, "--num-pictures: 4 do not fill one batch of 8"),
         ({"learning-rate": -1}, "--learning-rate: expected a positive number, got -1.0"),
@@ -340,6 +341,7 @@ def test_folder_splits_and_labels(picture_folder):
         ("brightness", "", r"metadata\.csv: row 3, brightness: expected a finite number, got ''"),
         ("brightness", "nan", "row 3, brightness: expected a finite number"),
         ("brightness", "dark", "row 3, brightness: expected a finite number, got 'dark'"),
+        ("brightness", "1_0", "row 3, brightness: expected a finite number, got '1_0'"),
         ("file_name", "../secret.png", "row 3, file_name: '../secret.png' lies outside the folder"),
         ("split", "tset", "row 3, split: expected one of train, validation, test, got 'tset'"),
     ],
@@ -393,3 +395,6 @@ def test_pictures_that_are_refused(tmp_path):
         read_picture(path)
     with pytest.raises(FileNotFoundError, match="not found"):
         read_picture(tmp_path / "none.png")
+    os.mkfifo(tmp_path / "pipe.png")  # would be waited for
+    with pytest.raises(ValueError, match=r"pipe\.png: expected a PNG file, not a device or pipe"):
+        read_picture(tmp_path / "pipe.png")

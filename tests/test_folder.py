@@ -13,7 +13,7 @@ from PIL import Image
 from data_synth import ChirpDataset, SynthConfig
 from data_synth.__main__ import main
 from data_synth.folder import read_mask, write_folder
-from data_synth.writing import is_whole_png
+from data_synth.writing import is_own_png, write_png
 
 CONFIG = SynthConfig(num_layouts=4)
 
@@ -116,12 +116,95 @@ def test_pictures_that_are_not_whole_are_drawn_anew(tmp_path):
     assert not [path for path in folder.rglob(".*")]
 
 
-def test_a_picture_that_is_a_fifo_or_a_link_to_nothing_is_not_waited_for(tmp_path):
+def test_a_picture_that_is_a_fifo_a_folder_or_a_link_is_refused_and_not_waited_for(tmp_path):
+    write_png(tmp_path, "whole.png", np.zeros((6, 8), dtype=np.uint8), "this")
     os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
-    assert not any(is_whole_png(tmp_path / f"{name}.png", (8, 8), "L") for name in ("fifo", "link", "none"))
-    Image.new("L", (8, 6)).save(tmp_path / "whole.png")
-    assert is_whole_png(tmp_path / "whole.png", (8, 6), "L") and not is_whole_png(tmp_path / "whole.png", (6, 8), "L")
+    (tmp_path / "twin.png").symlink_to(tmp_path / "whole.png")
+    for name, found in (("fifo", "a device or pipe"), ("folder", "a folder"), ("link", "a link"), ("twin", "a link")):
+        with pytest.raises(ValueError, match=rf"{name}\.png: is {found}, expected a file or nothing"):
+            is_own_png(tmp_path, f"{name}.png", "this")
+    assert not is_own_png(tmp_path, "none.png", "this")
+
+
+def test_a_written_picture_is_known_by_its_bytes_its_name_and_what_it_was_made_from(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    write_png(tmp_path, "whole.png", pixels, "this")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "whole.png")), pixels)
+    assert is_own_png(tmp_path, "whole.png", "this") and not is_own_png(tmp_path, "whole.png", "that")
+    content = (tmp_path / "whole.png").read_bytes()
+    Image.open(tmp_path / "whole.png").verify()
+    for name, other in (("other.png", content), ("cut.png", content[:-1]), ("longer.png", content + b"\0")):
+        (tmp_path / name).write_bytes(other)
+        assert not is_own_png(tmp_path, name, "this")
+    for place in range(len(content)):
+        (tmp_path / "whole.png").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not is_own_png(tmp_path, "whole.png", "this")
+
+
+def swap(one, other):
+    first = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(first)
+
+
+def test_whole_pictures_that_are_not_those_of_their_rows_are_drawn_anew(tmp_path, capsys):
+    """Swapped, changed, of another seed, saved again: all whole and of the right size."""
+    dataset, folder = ChirpDataset("test", 8, CONFIG), tmp_path / "data"
+    list(write_folder(dataset, folder))
+    list(write_folder(ChirpDataset("test", 5, SynthConfig(num_layouts=4, seed=1)), tmp_path / "other"))
+    before = digest(folder)
+    images, masks = ([folder / name / f"{index:07d}.png" for index in range(8)] for name in ("images", "masks"))
+    swap(images[0], images[1])
+    swap(masks[2], masks[3])
+    images[4].write_bytes((tmp_path / "other" / "images" / "0000004.png").read_bytes())
+    Image.new("L", (640, 480)).save(masks[5])
+    with Image.open(images[6]) as picture:
+        changed = picture.copy()
+    changed.putpixel((0, 0), (1, 2, 3))
+    changed.save(images[6])
+    list(write_folder(dataset, folder))
+    assert digest(folder) == before
+    for path in (images[7], masks[7]):
+        content = path.read_bytes()
+        path.unlink()
+        (tmp_path / "elsewhere.png").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere.png")
+        with pytest.raises(ValueError, match=r"0000007\.png: is a link, expected a file or nothing"):
+            list(write_folder(dataset, folder))
+        assert path.is_symlink() and (tmp_path / "elsewhere.png").read_bytes() == content
+        path.unlink()
+        path.write_bytes(content)
+
+
+def test_pictures_too_large_to_be_read_back_are_refused_before_anything_is_written(tmp_path):
+    dataset = ChirpDataset("test", 1, SynthConfig(num_layouts=4, image_size=4102))
+    with pytest.raises(ValueError, match="image_size: expected at most 4096, got 4102"):
+        list(write_folder(dataset, tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_pipes_in_a_folder_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"mask\.png: expected a PNG mask, not a device or pipe"):
+        read_mask(tmp_path / "mask.png", 224, 14)
+    dataset, folder = ChirpDataset("test", 1, CONFIG), tmp_path / "data"
+    list(write_folder(dataset, folder))
+    for name in ("metadata.csv", "dataset.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=rf"{name}: expected a file or nothing"):
+            list(write_folder(dataset, folder))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", "got an empty name"), (os.fsdecode(b"r\xe9"), "is not UTF-8")])
+def test_a_folder_without_a_proper_name_is_refused(tmp_path, monkeypatch, capsys, name, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--count", "1", "--out", name, "--processes", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith("error: --out: ") and expected in error[0]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "images/0000000.png", "masks/holiday.png"])

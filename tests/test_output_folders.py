@@ -1,13 +1,24 @@
 """Every command that writes results: others' files refused before anything is read, results of earlier makes known."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from analysis import claims, estimate_coverage, published, quality, role_changes, role_swap
+from analysis import (
+    claims,
+    compare,
+    estimate_coverage,
+    interval_coverage,
+    published,
+    quality,
+    role_changes,
+    role_swap,
+    seeds,
+)
 from analysis.bench import __main__ as bench
-from analysis.own_files import own_files
-from attribution import published_checkpoint
+from analysis.own_files import Outputs, own_files, require_own
+from attribution import finetune, published_checkpoint
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "attribution" / "models"
@@ -37,6 +48,54 @@ def test_files_of_others_are_refused_before_anything_is_read(tmp_path, capsys, c
     assert error.startswith(f"error: {path}: not written by {who}; choose another folder, or move it away")
     assert error.count("\n") == 1 and path.read_text() == "mine"
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+
+
+# Command and its arguments before the folder; none of the inputs are there.
+NAMED = {
+    "bench": (bench, ["--quick", "--only", "localization", "--output-dir"]),
+    "checkpoint": (published_checkpoint, ["no.safetensors", "--label-mean", "1,2,3", "--output-dir"]),
+    "claims": (claims, ["no-run", "--output-dir"]),
+    "compare": (compare, ["--model", "no-model", "--output-dir"]),
+    "estimate": (estimate_coverage, ["no-run", "--output-dir"]),
+    "finetune": (finetune, ["--data", "no-data", "--output-dir"]),
+    "intervals": (interval_coverage, ["no-run", "--output-dir"]),
+    "published": (published, ["--model", "no-model", "--output-dir"]),
+    "quality": (quality, ["--model", "no-model", "--output-dir"]),
+    "role_changes": (role_changes, ["no", "run", "--output-dir"]),
+    "role_swap": (role_swap, ["no", "run", "--output-dir"]),
+    "seeds": (seeds, ["no", "run", "--output-dir"]),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", "expected a folder, got an empty name"),
+        (os.fsdecode(b"r\xe9sultats"), r"'r\udce9sultats' is not UTF-8, expected another name"),
+    ],
+    ids=["empty", "not UTF-8"],
+)
+def test_folders_of_no_proper_name_are_refused_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, case, name, expected
+):
+    """An unset variable of a shell would have filled the current folder."""
+    command, arguments = NAMED[case]
+    monkeypatch.chdir(tmp_path)
+    assert command.main([*arguments, name]) == 2
+    error = capsys.readouterr().err
+    assert error.replace("output_dir", "--output-dir") == f"error: --output-dir: {expected}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_pipes_under_the_names_of_a_command_are_refused_and_not_waited_for(tmp_path):
+    outputs = role_swap.outputs_of(tmp_path)
+    assert isinstance(outputs, Outputs)
+    for path in (outputs.marker, tmp_path / "manifest.json", tmp_path / "role_swap.csv"):
+        os.mkfifo(path)
+        with pytest.raises(ValueError, match=rf"{path.name}: not (of|written by) analysis\.role_swap"):
+            require_own(outputs)
+        path.unlink()
 
 
 @pytest.mark.parametrize("place", ["run", "audit"])

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -247,6 +248,28 @@ def test_another_data_set_in_the_destination_is_refused(copy, source, tmp_path):
         convert(copy, copy)
 
 
+def test_pictures_of_a_source_that_has_changed_are_converted_anew(copy, source, tmp_path):
+    """After a whole conversion and after one that was stopped, as a conversion from nothing gives them."""
+    folder = tmp_path / "chirps"
+    convert(copy, folder)
+    kept = (folder / "images" / "0000000.png").stat().st_mtime_ns
+    for hue, stopped in ((0, False), (60, True)):
+        change(copy / "spectrogram_2.png", slice(60, 63), slice(90, 100), (hue, 80, 80))
+        if stopped:
+            (folder / "metadata.csv").unlink()
+        convert(copy, folder)
+        convert(copy, tmp_path / f"fresh-{hue}")
+        assert digest(folder) == digest(tmp_path / f"fresh-{hue}")
+    assert digest(tmp_path / "fresh-0") != digest(tmp_path / "fresh-60")
+    assert (folder / "images" / "0000000.png").stat().st_mtime_ns == kept
+    # The same picture in another resizing: of the same size, and whole.
+    before = digest(folder)
+    convert(copy, tmp_path / "bilinear", resize="bilinear")
+    (folder / "images" / "0000001.png").write_bytes((tmp_path / "bilinear" / "images" / "0000001.png").read_bytes())
+    convert(copy, folder)
+    assert digest(folder) == before
+
+
 def test_rows_of_other_pictures_are_refused(source, tmp_path, monkeypatch):
     shifted = tmp_path / "shifted"
     shifted.mkdir()
@@ -279,6 +302,7 @@ def test_most_rows_of_other_pictures_would_be_noticed(source, scenes):
     ("row", "column", "value", "expected"),
     [
         (2, 0, "nan", "row 2, Chirp_Start_Time: expected a finite number from 0 to 60, got 'nan'"),
+        (2, 0, "1_0", "row 2, Chirp_Start_Time: expected a finite number from 0 to 60, got '1_0'"),
         (3, 1, "low", "row 3, Chirp_Start_Freq: expected a finite number from 0 to 100, got 'low'"),
         (3, 2, "inf", "row 3, Chirp_End_Freq: expected a finite number from 0 to 100, got 'inf'"),
         (4, 2, "-1", "row 4, Chirp_End_Freq: expected a finite number from 0 to 100, got '-1'"),
@@ -305,6 +329,14 @@ def test_tables_that_are_no_labels_are_refused(copy, tmp_path):
         (whole.splitlines()[0] + "\n", "expected at least one row"),
         (whole.rpartition(",")[0], "row 4, Chirp_Type: expected one of linear, exponential"),
         (whole + "1,2,3,4,linear,5\n", "not a readable table"),
+        (
+            "\n".join([whole.splitlines()[0], *(f"{line},1" for line in whole.splitlines()[1:])]),
+            r"not a readable table \(row 2: expected 5 fields, got 6\)",
+        ),
+        (
+            "\n".join([f"{whole.splitlines()[0]},Chirp_Duration", *(f"{line},1" for line in whole.splitlines()[1:])]),
+            "expected one column Chirp_Duration, found Chirp_Start_Time, .*, Chirp_Duration",
+        ),
         ("", "not a readable table"),
     ):
         path.write_text(text)
@@ -327,6 +359,10 @@ def test_files_that_are_no_such_pictures_are_refused(copy, tmp_path):
     path = copy / "spectrogram_2.png"
     whole = path.read_bytes()
     pixels = np.asarray(Image.open(path))
+    path.unlink()
+    os.mkfifo(path)
+    refused(copy, tmp_path, r"spectrogram_2\.png: expected a PNG file, not a device or pipe")
+    path.unlink()
     path.write_bytes(whole[: len(whole) // 2])
     refused(copy, tmp_path, r"spectrogram_2\.png: not a readable PNG file")
     for spoilt, expected in (
@@ -386,6 +422,11 @@ def test_command_writes_and_refuses(copy, tmp_path, capsys):
     for option in ("--image-size", "--max-pictures", "--num-processes"):
         assert main([str(copy), str(tmp_path / "none"), option, "0"]) == 2
         assert f"error: {option[2:].replace('-', '_')}: expected at least 1, got 0" in capsys.readouterr().err
+    assert main([str(copy), str(tmp_path / "none"), "--image-size", "100000"]) == 2
+    assert "error: image_size: expected at most 4096, got 100000" in capsys.readouterr().err
+    for name in ("", os.fsdecode(b"r\xe9")):
+        assert main([str(copy), name]) == 2
+        assert capsys.readouterr().err.startswith("error: destination: ")
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "none")]) == 2
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").write_text("")

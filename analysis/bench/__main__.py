@@ -34,6 +34,7 @@ from analysis.own_files import Outputs, finish_writing, read_record, start_writi
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from analysis.tables import write_table
 from attribution.batch import Batch
+from attribution.own_folder import require_folder_name
 from attribution.vit import head_layout
 from data_synth import TARGET_NAMES, ChirpDataset, SynthConfig
 
@@ -135,7 +136,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Extent]:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("results/bench"))
+    parser.add_argument("--output-dir", default="results/bench")
     parser.add_argument("--model", default=None, help="bundled (default), tiny-random, or a folder")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1; cost_laws are of the CPU")
     parser.add_argument("--pictures", type=int, default=None, help="pictures of the sweep (default: 16)")
@@ -164,7 +165,7 @@ def run(options: argparse.Namespace, extent: Extent) -> None:
     if unknown:
         raise ValueError(f"--only: unknown {', '.join(unknown)}, expected some of {', '.join(available)}")
     device = available_device(options.device)
-    folder: Path = options.output_dir
+    folder = require_folder_name(options.output_dir)
     outputs = outputs_of(folder, available)
     start_writing(outputs, keep=True)
     machine = describe_machine(device)
