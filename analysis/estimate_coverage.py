@@ -29,7 +29,7 @@ from analysis.estimate import LEAST_R2
 from analysis.estimate_cost import compare_costs, sweep_costs
 from analysis.estimate_trials import Coverage, Redraws, StoredEffects, coverage, redraw
 from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
+from analysis.own_files import Outputs, finish_writing, held, require_own, start_writing
 from analysis.score_files import Arrays, read_scores
 from analysis.tables import write_table
 from attribution.own_folder import require_folder_name
@@ -214,14 +214,12 @@ def _array(arrays: Arrays, name: str, path: Path, axes: int) -> NDArray[np.float
 
 def outputs_of(folder: Path) -> Outputs:
     """Every file that the command may write, beside a run's own; earlier makes wrote no manifest."""
-    names, manifest = tuple(f"estimate_{name}.csv" for name in ("precision", "coverage", "cost")), "estimate.json"
-    return Outputs(
-        folder,
-        "analysis.estimate_coverage",
-        names,
-        manifest,
-        lambda: by_header(folder, names[0], ("estimator", "num_pictures", "num_swept"), manifest),
-    )
+    headers = {
+        "estimate_precision.csv": ("estimator", "num_pictures", "num_swept", "bias_z_rms"),
+        "estimate_coverage.csv": ("estimator", "interval", "num_pictures", "num_swept", "coverage_min"),
+        "estimate_cost.csv": ("estimator", "rule", "num_swept", "predictor_forwards"),
+    }
+    return Outputs(folder, "analysis.estimate_coverage", tuple(headers), "estimate.json", headers=headers)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,21 +249,21 @@ def main(argv: list[str] | None = None) -> int:
         outputs = outputs_of(output)
         require_own(outputs)
         stored = read_stored(options.run, options.truth, options.predictor)
-        tables = dict(
-            zip(("precision", "cost"), precision_tables(stored, draws=options.draws, seed=options.seed), strict=True)
-        )
-        tables["coverage"] = coverage_table(
-            stored,
-            populations=options.populations,
-            bootstrap_replicates=options.bootstrap_replicates,
-            seed=options.seed,
-        )
-        start_writing(outputs)
-        for name, table in tables.items():
-            write_table(table, output / f"estimate_{name}.csv")
         settings = {name: getattr(options, name) for name in ("truth", "predictor", *least)}
-        record = {"run": options.run.resolve().name, "settings": settings}
-        finish_writing(outputs, record | {"versions": versions(), "git": git_state()})
+        record = {"run": options.run.resolve().name, "settings": settings, "versions": versions(), "git": git_state()}
+        with held(outputs):
+            precision, cost = precision_tables(stored, draws=options.draws, seed=options.seed)
+            coverage = coverage_table(
+                stored,
+                populations=options.populations,
+                bootstrap_replicates=options.bootstrap_replicates,
+                seed=options.seed,
+            )
+            tables = {"precision": precision, "cost": cost, "coverage": coverage}
+            start_writing(outputs)
+            for name, table in tables.items():
+                write_table(table, output / f"estimate_{name}.csv")
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from analysis.interval_trials import KINDS, Population, Trial, trial, with_tails
 from analysis.intervals import kind_for
 from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
+from analysis.own_files import Outputs, finish_writing, held, require_own, start_writing
 from analysis.score_files import read_scores
 from analysis.tables import write_table
 from attribution.own_folder import require_folder_name
@@ -110,9 +110,7 @@ def best_kinds(table: pd.DataFrame, run: str) -> pd.Series:
 def outputs_of(output: Path) -> Outputs:
     """What the command writes; its manifest has a name of its own, so that it can stand beside another's."""
     earlier = ("estimator", "run", "tails", "num_pictures", "interval")
-    return Outputs(
-        output, "analysis.interval_coverage", (NAME,), MANIFEST, lambda: by_header(output, NAME, earlier, MANIFEST)
-    )
+    return Outputs(output, "analysis.interval_coverage", (NAME,), MANIFEST, headers={NAME: earlier})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,8 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         outputs = outputs_of(output)
         require_own(outputs)
         effects = {name: read_effects(run) for name, run in zip(names, options.runs, strict=True)}
-        table = pd.concat(
-            [
+        settings = {name: getattr(options, name) for name in LEAST}
+        record = {"runs": names, "settings": settings, "versions": versions(), "git": git_state()}
+        with held(outputs):
+            rows = [
                 coverage_rows(
                     name,
                     found,
@@ -151,13 +151,11 @@ def main(argv: list[str] | None = None) -> int:
                     seed=options.seed,
                 )
                 for name, found in effects.items()
-            ],
-            ignore_index=True,
-        )
-        start_writing(outputs)
-        write_table(table, output / NAME)
-        record = {name: getattr(options, name) for name in LEAST}
-        finish_writing(outputs, {"runs": names, "settings": record, "versions": versions(), "git": git_state()})
+            ]
+            table = pd.concat(rows, ignore_index=True)
+            start_writing(outputs)
+            write_table(table, output / NAME)
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -5,14 +5,16 @@ where one of these names is taken by something else, and leaves whatever has ano
 manifest names under ``files``, and while a run writes, what its marker names: a hidden file beside the manifest that is
 there before the first result and goes after the manifest has come, so that a run killed in between finds its own again.
 Of results of an earlier make, whose manifest names no files, the caller says whether they are the command's: then all
-names it may write are. Does not know what is in the files.
+names it may write are; of tables without any manifest, each is told by its own header. Does not know what is in the
+files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 from analysis.json_files import read_json
 from analysis.report import write_atomically
 from attribution.atomic_writing import remove_temporaries
+from attribution.folder_lock import only_run
 
 FILES = "files"
 
@@ -46,13 +49,16 @@ def by_header(folder: Path, table: str, columns: Sequence[str], manifest: str = 
 @dataclass(frozen=True)
 class Outputs:
     """What a ``command`` may write in a ``folder``: ``names`` relative to it, the ``manifest`` among them or not.
-    ``earlier`` says of results whose manifest names no files whether they are the command's."""
+    ``earlier`` says of results whose manifest names no files whether they are the command's. ``headers``, name of a
+    table -> the columns it begins with, tell those of an earlier make that stand without a manifest, each for itself;
+    what has no header (figures) goes with any of them."""
 
     folder: Path
     command: str
     names: tuple[str, ...]
     manifest: str = "manifest.json"
     earlier: Callable[[], bool] = field(default=lambda: False)
+    headers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def marker(self) -> Path:
@@ -81,19 +87,26 @@ def own_files(outputs: Outputs) -> set[str]:
     named: set[str] = set()
     manifest = read_record(outputs.folder / outputs.manifest)
     if FILES not in manifest:
-        if outputs.earlier():
-            named |= {*outputs.everything}
+        named |= {*outputs.everything} if outputs.earlier() else _by_headers(outputs)
     elif by_command(outputs.folder, outputs.command, outputs.manifest):
         named |= {outputs.manifest, *_names(manifest)}
     marker = read_record(outputs.marker)
     if marker.get("command") == outputs.command:
         named |= {*_names(marker)}
-    return {name for name in named if _is_below(name) and _is_file(outputs.folder / name)}
+    return {name for name in named if _is_below(outputs.folder, name) and _is_file(outputs.folder / name)}
+
+
+def _by_headers(outputs: Outputs) -> set[str]:
+    found = {
+        name for name, columns in outputs.headers.items() if by_header(outputs.folder, name, columns, outputs.manifest)
+    }
+    return found | {name for name in outputs.names if not name.endswith(".csv")} if found else found
 
 
 def require_own(outputs: Outputs, inputs: Iterable[Path] = ()) -> None:
-    """ValueError naming the first file that the command would write over and that is not its own, or a folder of
-    ``inputs`` that is the output folder. Writes nothing."""
+    """ValueError naming the first file that the command would write over and that is not its own, a folder in the
+    output folder that is a link to another place, or a folder of ``inputs`` that is the output folder. Writes
+    nothing."""
     for given in inputs:
         if given.resolve() == outputs.folder.resolve():
             raise ValueError(f"--output-dir: {outputs.folder} is one of the inputs, expected another folder")
@@ -102,12 +115,24 @@ def require_own(outputs: Outputs, inputs: Iterable[Path] = ()) -> None:
     own = own_files(outputs)
     for name in outputs.everything:
         path = outputs.folder / name
+        for above in _parents(outputs.folder, name):
+            if above.is_symlink():
+                raise ValueError(f"{above}: is a link, expected a folder or nothing")
         if name not in own and os.path.lexists(path):
             raise ValueError(f"{path}: not written by {outputs.command}; choose another folder, or move it away")
-        for parent in path.relative_to(outputs.folder).parents:
-            above = outputs.folder / parent
+        for above in (outputs.folder, *_parents(outputs.folder, name)):
             if os.path.lexists(above) and not above.is_dir():
                 raise ValueError(f"{above}: expected a folder or nothing")
+
+
+@contextmanager
+def held(outputs: Outputs) -> Iterator[None]:
+    """The folder made, and held against a second run for as long as the block lasts. Raises ValueError as
+    :func:`require_own`, and BlockingIOError where another run is under way in it."""
+    require_own(outputs)
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    with only_run(outputs.folder):
+        yield
 
 
 def start_writing(outputs: Outputs, *, keep: bool = False) -> None:
@@ -149,7 +174,14 @@ def _is_file(path: Path) -> bool:
     return path.is_symlink() or path.is_file()
 
 
-def _is_below(name: str) -> bool:
-    """A manifest can be edited: only names below the folder count, and no folder does."""
+def _is_below(folder: Path, name: str) -> bool:
+    """A manifest can be edited: only names below the folder count, not by way of a link, and no folder does."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and path.parts != () and "\\" not in name
+    if path.is_absolute() or ".." in path.parts or path.parts == () or "\\" in name:
+        return False
+    return not any(above.is_symlink() for above in _parents(folder, name))
+
+
+def _parents(folder: Path, name: str) -> list[Path]:
+    """The folders between an output folder, which may well be a link, and a file in it."""
+    return [folder / parent for parent in PurePosixPath(name).parents if parent.parts]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from analysis.intervals import bootstrap_indices, bootstrap_interval, interval_over_images
 from analysis.manifest import git_state, versions
 from analysis.models import open_model
-from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
+from analysis.own_files import Outputs, finish_writing, held, require_own, start_writing
 from analysis.settings import BUNDLED_MODEL
 from analysis.tables import write_table
 from attribution.own_folder import require_folder_name
@@ -39,8 +39,12 @@ from data_synth.twins import CHIRP_ELSEWHERE, Edit, grey_box, has_region, move, 
 
 Floats = NDArray[np.float64]
 
-TABLES = ("model_quality", "leak", "distractors")
-QUALITY_COLUMNS = ("target", "statistic", "unit", "value")
+# By which tables of an earlier make are told, which wrote no manifest.
+HEADERS = {
+    "model_quality.csv": ("target", "statistic", "unit", "value", "ci_low", "ci_high", "n"),
+    "leak.csv": ("target", "squared_correlation", "ci_low", "ci_high", "probe_test_r2", "n"),
+    "distractors.csv": ("item", "edit", "target", "abs_shift", "abs_shift_ci_low", "abs_shift_ci_high"),
+}
 DISTRACTOR_EDITS: tuple[Edit, ...] = (
     *(without(region) for region in ("text", "title", "x_label", "y_label", "x_ticks", "y_ticks", "colorbar", "frame")),
     move("colorbar"),
@@ -231,10 +235,7 @@ def _r_squared(predicted: Floats, labels: Floats, counts: Floats) -> Floats:
 
 def outputs_of(folder: Path) -> Outputs:
     """Every file that the command may write, beside a model's own; earlier makes wrote no manifest."""
-    names, manifest = tuple(f"{name}.csv" for name in TABLES), "quality.json"
-    return Outputs(
-        folder, "analysis.quality", names, manifest, lambda: by_header(folder, names[0], QUALITY_COLUMNS, manifest)
-    )
+    return Outputs(folder, "analysis.quality", tuple(HEADERS), "quality.json", headers=HEADERS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,13 +263,16 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{options.model}: reads {', '.join(model.config.target_names)}, not chirps")
         preset = options.preset or model.config.synthesizer.get("preset", "default")
         config = SynthConfig(preset=preset, seed=options.seed, image_size=model.config.image_size)
-        tables = measure(model, ChirpDataset("test", options.num_pictures, config), options.distractor_pictures)
-        start_writing(outputs)
-        for name, table in tables.items():
-            write_table(table, folder / f"{name}.csv")
+        dataset = ChirpDataset("test", options.num_pictures, config)
         settings = {"num_pictures": options.num_pictures, "distractor_pictures": options.distractor_pictures}
         record = {"model": opened.identity, "preset": preset, "seed": options.seed, "settings": settings}
-        finish_writing(outputs, record | {"versions": versions(), "git": git_state()})
+        record |= {"versions": versions(), "git": git_state()}
+        with held(outputs):
+            tables = measure(model, dataset, options.distractor_pictures)
+            start_writing(outputs)
+            for name, table in tables.items():
+                write_table(table, folder / f"{name}.csv")
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

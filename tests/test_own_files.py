@@ -13,6 +13,7 @@ from analysis.own_files import (
     by_header,
     figure_files,
     finish_writing,
+    held,
     own_files,
     require_own,
     start_writing,
@@ -129,6 +130,45 @@ def test_links_are_not_followed(tmp_path):
     (folder / "a.csv").unlink()
     with pytest.raises(ValueError, match=r"figures: expected a folder or nothing"):
         require_own(outputs(folder))
+
+
+def test_a_linked_folder_is_not_written_through(tmp_path):
+    """Whatever a manifest says of it: what lies behind the link is somebody else's. The output folder may be a link."""
+    theirs, folder = tmp_path / "theirs", tmp_path / "run"
+    write(theirs, "one.png")
+    folder.mkdir()
+    (folder / "figures").symlink_to(theirs)
+    record = {"command": ["python", "-m", "analysis.mine"], "files": ["figures/one.png"]}
+    (folder / "manifest.json").write_text(json.dumps(record))
+    assert own_files(outputs(folder)) == {"manifest.json"}
+    for command in (require_own, start_writing):
+        with pytest.raises(ValueError, match=r"figures: is a link, expected a folder or nothing"):
+            command(outputs(folder))
+    assert (theirs / "one.png").read_text() == "text"
+    (folder / "figures").unlink()
+    (tmp_path / "by-name").symlink_to(folder)
+    require_own(outputs(tmp_path / "by-name"))
+
+
+def test_a_folder_is_held_by_one_run(tmp_path):
+    with held(outputs(tmp_path / "run")):
+        with pytest.raises(OSError, match="another run is under way"), held(outputs(tmp_path / "run")):
+            pytest.fail("taken twice")
+        start_writing(outputs(tmp_path / "run"))
+        write(tmp_path / "run", "a.csv")
+        finish_writing(outputs(tmp_path / "run"), {})
+    assert there(tmp_path / "run") == {"a.csv", "manifest.json"}
+
+
+def test_each_table_of_an_earlier_make_is_told_by_its_own_header(tmp_path):
+    earlier = outputs(tmp_path, headers={"a.csv": ("x", "y"), "b.csv": ("z",)})
+    write(tmp_path, "a.csv", text="x,y\n1,2\n")
+    write(tmp_path, "b.csv", "figures/one.png", text="mine\n")
+    assert own_files(earlier) == {"a.csv", "figures/one.png"}  # figures have no header: they go with a table
+    with pytest.raises(ValueError, match=r"b\.csv: not written by"):
+        start_writing(earlier)
+    (tmp_path / "a.csv").write_text("mine\n")
+    assert own_files(earlier) == set()
 
 
 def test_an_input_is_no_output(tmp_path):

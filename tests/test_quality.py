@@ -83,3 +83,15 @@ def test_command_writes_and_refuses(tmp_path, capsys):
     assert main(["--model", "nowhere"]) == 2
     assert main(["--num-pictures", "2"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_a_table_of_the_users_beside_ours_is_not_taken_for_ours(tmp_path, capsys):
+    (tmp_path / "model_quality.csv").write_text("target,statistic,unit,value,ci_low,ci_high,n\n")
+    (tmp_path / "leak.csv").write_text("mine\n")
+    assert main(["--model", "tiny-random", "--num-pictures", "8", "--output-dir", str(tmp_path)]) == 2
+    assert "leak.csv: not written by analysis.quality" in capsys.readouterr().err
+    assert (tmp_path / "leak.csv").read_text() == "mine\n"
+    (tmp_path / "leak.csv").unlink()
+    (tmp_path / "model_quality.csv").write_text("target,statistic,unit,value\n")
+    assert main(["--model", "tiny-random", "--num-pictures", "8", "--output-dir", str(tmp_path)]) == 2
+    assert "model_quality.csv: not written by analysis.quality" in capsys.readouterr().err

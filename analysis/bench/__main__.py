@@ -30,7 +30,7 @@ from analysis.bench.model_benchmarks import estimate_rows, layer_rows, machine_r
 from analysis.bench.paired_timing import COLUMNS
 from analysis.bench.picture_benchmarks import localization_rows, synthesizer_rows
 from analysis.models import OpenedModel, open_model
-from analysis.own_files import Outputs, finish_writing, read_record, start_writing
+from analysis.own_files import Outputs, finish_writing, held, read_record, start_writing
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from analysis.tables import write_table
 from attribution.batch import Batch
@@ -167,16 +167,17 @@ def run(options: argparse.Namespace, extent: Extent) -> None:
     device = available_device(options.device)
     folder = require_folder_name(options.output_dir)
     outputs = outputs_of(folder, available)
-    start_writing(outputs, keep=True)
     machine = describe_machine(device)
     record = {"machine": machine, "model": Path(options.model).name, "extent": vars(extent)}
-    print(f"{machine['cpu']}, {machine['torch_threads']} threads, {machine['memory_gb']} GB, {machine['device']}")
-    for name in chosen:
-        print(f"\n{name} ...", flush=True)
-        table = available[name]()
-        write_table(table, folder / f"{name}.csv")
-        print(readable(table), flush=True)
-    finish_writing(outputs, record)
+    with held(outputs):
+        start_writing(outputs, keep=True)
+        print(f"{machine['cpu']}, {machine['torch_threads']} threads, {machine['memory_gb']} GB, {machine['device']}")
+        for name in chosen:
+            print(f"\n{name} ...", flush=True)
+            table = available[name]()
+            write_table(table, folder / f"{name}.csv")
+            print(readable(table), flush=True)
+        finish_writing(outputs, record)
     print(f"\nTables: {folder}")
 
 
