@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.backbone import TINY, load_backbone
-from attribution.own_folder import filled_at_once
+from attribution.own_folder import Filling, filled_at_once
 from attribution.packaged import sha256_of_file
 from attribution.vit import RegressorConfig, ViTRegressor, unwrapped
 
@@ -36,6 +36,7 @@ ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safete
 BACKBONE_FILES = ("backbone/config.json", "backbone/model.safetensors")
 PARTS = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *BACKBONE_FILES, HEAD_FILE, GOLDEN_FILE)
 MODEL_FILES = (*PARTS, CONFIG_FILE)
+SAVING = Filling("attribution.checkpoint", MODEL_FILES, CONFIG_FILE)
 # Largest differences from the golden predictions, in standardised units. Rounding a prediction of 3 to bfloat16 alone
 # moves it by up to 0.008.
 TOLERANCE_CPU, TOLERANCE_DEVICE, TOLERANCE_HALF = 1e-4, 1e-2, 5e-2
@@ -47,15 +48,23 @@ def save_pretrained(model: ViTRegressor, folder: str | Path, golden_images: np.n
     The model must be in float32 on the CPU and in eval mode. Files are replaced one by one, each atomically; other
     files in the folder are left alone. Raises `ValueError` for a LoRA model whose adapters change nothing.
     """
-    with saving(model, folder, golden_images):
+    with saving(model, folder, golden_images, SAVING, replacing=True):
         pass
 
 
 @contextmanager
-def saving(model: ViTRegressor, folder: str | Path, golden_images: np.ndarray | Tensor) -> Iterator[Path]:
+def saving(
+    model: ViTRegressor,
+    folder: str | Path,
+    golden_images: np.ndarray | Tensor,
+    filling: Filling,
+    *,
+    replacing: bool = False,
+) -> Iterator[Path]:
     """As `save_pretrained`; gives the block the whole model in a scratch folder, to be looked at or added to.
 
-    Only when the block ends do files get their names in `folder`, the one that says it is finished last of all.
+    Only when the block ends do files get their names in `folder`, the one that says it is finished last of all; unless
+    `replacing`, they are refused where files are that no killed run of `filling` has left.
     """
     if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
         raise ValueError(f"save a model in eval mode, float32, on the CPU, got {model.dtype} on {model.device}")
@@ -65,7 +74,7 @@ def saving(model: ViTRegressor, folder: str | Path, golden_images: np.ndarray | 
     with torch.no_grad():
         predictions = model(model.preprocess(golden_images))
     golden = {"images": torch.as_tensor(np.ascontiguousarray(golden_images)), "predictions": predictions}
-    with filled_at_once(folder, CONFIG_FILE) as scratch:
+    with filled_at_once(folder, filling, replacing=replacing) as scratch:
         try:
             _write(model, scratch, golden)
             yield scratch
@@ -205,7 +214,7 @@ def _read_config(folder: Path) -> tuple[RegressorConfig, dict[str, str], str]:
         raise FileNotFoundError(f"{path}: not found, expected a folder written by attribution.finetune")
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     names = {item.name for item in fields(RegressorConfig)}
     expected = names | {"format", "files", "backbone_sha256"}
@@ -214,6 +223,8 @@ def _read_config(folder: Path) -> tuple[RegressorConfig, dict[str, str], str]:
         raise ValueError(f"{path}: missing keys {sorted(expected - found)}, unknown keys {sorted(found - expected)}")
     if record["format"] != FORMAT:
         raise ValueError(f"{path}: format {record['format']}, expected {FORMAT}")
+    if not isinstance(record["files"], dict) or not isinstance(record["backbone_sha256"], str):
+        raise ValueError(f"{path}: expected files with the sha256 of each, and that of the backbone")
     allowed = {*PARTS}
     if set(record["files"]) - allowed or not {HEAD_FILE, GOLDEN_FILE} <= set(record["files"]):
         raise ValueError(f"{path}: files: expected some of {sorted(allowed)}, got {sorted(record['files'])}")

@@ -49,7 +49,7 @@ from transformers.utils.logging import disable_progress_bar
 from attribution.backbone import load_backbone
 from attribution.checkpoint import load_pretrained, saving, weights_sha256
 from attribution.datasets import LabelledPictures, open_dataset, pictures_sha256, read_labels
-from attribution.finetune_folder import STATES, only_to_be_tidied, own_output, shaping
+from attribution.finetune_folder import FILLING, STATES, only_to_be_tidied, own_output, shaping
 from attribution.finetune_settings import FinetuneSettings, check_settings, data_options_of, names_of
 from attribution.preprocessing import mean_and_std
 from attribution.processes import (
@@ -134,7 +134,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         with together(accelerator):
             if accelerator.is_main_process:
                 held.enter_context(own_output(output))
-                finished = only_to_be_tidied(output, settings)
+                finished = only_to_be_tidied(output, settings, lambda: _shown(*_open_splits(settings)))
         (finished,) = map(bool, from_main(accelerator, [finished]))
         if not finished:
             _finetune(settings, accelerator, output, precision)
@@ -145,7 +145,7 @@ def _finetune(settings: FinetuneSettings, accelerator: Accelerator, output: Path
     """Train and write in a folder that is held."""
     main_process = accelerator.is_main_process
     with together(accelerator):
-        pictures, held_out = (_open_split(settings, split) for split in ("train", "validation"))
+        pictures, held_out = _open_splits(settings)
         if len(held_out) < accelerator.num_processes:
             raise ValueError(
                 f"data {settings.data}: {len(held_out)} validation pictures for {accelerator.num_processes} processes, "
@@ -153,7 +153,7 @@ def _finetune(settings: FinetuneSettings, accelerator: Accelerator, output: Path
             )
         # eager attention trains 1.3 times as fast as sdpa on CPUs (bf16, 257 tokens); on GPUs it is the other way round
         model = build_model(settings, pictures, "sdpa" if accelerator.device.type == "cuda" else "eager")
-        shown = [pictures_sha256(pictures), pictures_sha256(held_out)]
+        shown = _shown(pictures, held_out)
     if not main_process:
         set_seed(settings.seed + accelerator.process_index)  # else dropout would drop the same in every process
     model.to(accelerator.device)
@@ -165,7 +165,7 @@ def _finetune(settings: FinetuneSettings, accelerator: Accelerator, output: Path
         if not output.is_dir():
             raise ValueError(f"--output-dir: {output} is not there; expected a folder that all processes share")
         if main_process:
-            begin_states(output / STATES, shaping(settings))
+            begin_states(output / STATES, shaping(settings), shown)
         mine = Subset(held_out, share(accelerator, len(held_out)))
         batches = list(DataLoader(mine, batch_size=16, num_workers=settings.workers, collate_fn=collate))
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
@@ -184,12 +184,21 @@ def _finetune(settings: FinetuneSettings, accelerator: Accelerator, output: Path
             model = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to("cpu")
             model.set_attn_implementation("eager")
             golden = collate([held_out[index] for index in range(min(GOLDEN_PICTURES, len(held_out)))])[0]
-            with saving(model.eval(), output, golden) as scratch:
+            with saving(model.eval(), output, golden, FILLING) as scratch:
                 sha256 = weights_sha256(load_pretrained(scratch))  # refuses what predicts other numbers
                 write_log(scratch, asdict(settings), progress, precision, accelerator.num_processes, sha256)
             remove_states(output / STATES)
             if progress.best_mse >= 1:
                 print("warning: the model predicts no better than the mean of the labels", file=sys.stderr)
+
+
+def _open_splits(settings: FinetuneSettings) -> tuple[Any, Any]:
+    return _open_split(settings, "train"), _open_split(settings, "validation")
+
+
+def _shown(*data_sets: Any) -> list[str]:
+    """Digests of the pictures of data sets."""
+    return [pictures_sha256(pictures) for pictures in data_sets]
 
 
 def _open_split(settings: FinetuneSettings, split: str) -> Any:

@@ -5,7 +5,7 @@ not train and writes no model.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 from attribution.checkpoint import CONFIG_FILE, MODEL_FILES, load_pretrained
 from attribution.finetune_settings import FinetuneSettings
 from attribution.folder_lock import only_run
-from attribution.own_folder import require_free
+from attribution.own_folder import Filling, forget_killed_run, require_free
 from attribution.training_log import LOG_FILES
-from attribution.training_state import read_settings, remove_states, require_own_states
+from attribution.training_state import read_run, remove_states, require_own_states
 
 STATES = "resume"
+FILLING = Filling("attribution.finetune", (*MODEL_FILES, *LOG_FILES), CONFIG_FILE)
 
 
 def shaping(settings: FinetuneSettings) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def own_output(output: Path) -> Iterator[None]:
     """The output folder, made and held: refused where it holds files of others or another run is under way in it."""
     is_new = not output.is_dir()
     if not (output / CONFIG_FILE).exists():
-        require_free(output, (*MODEL_FILES, *LOG_FILES))
+        require_free(output, FILLING)
         require_own_states(output / STATES)
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -44,13 +45,17 @@ def own_output(output: Path) -> Iterator[None]:
                 output.rmdir()  # if nothing has come into it
 
 
-def only_to_be_tidied(output: Path, settings: FinetuneSettings) -> bool:
-    """Whether the folder holds the model of these settings, by a run that was killed before it had removed its states:
-    they go now. `ValueError` where it holds a finished model otherwise."""
+def only_to_be_tidied(output: Path, settings: FinetuneSettings, pictures: Callable[[], list[str]]) -> bool:
+    """Whether the folder holds the model of these settings and of pictures of these digests, by a run that was killed
+    before it had removed its states: they go now. `ValueError` where it holds a finished model otherwise."""
     if not (output / CONFIG_FILE).exists():
         return False
-    if read_settings(output / STATES) != json.loads(json.dumps(shaping(settings))):
+    run = read_run(output / STATES)
+    if run.get("settings") != json.loads(json.dumps(shaping(settings))):
         raise ValueError(f"--output-dir: {output} holds a finished model, choose another folder")
+    if run.get("pictures") != pictures():
+        raise ValueError(f"--output-dir: {output} holds a finished model of other pictures, choose another folder")
     load_pretrained(output)
     remove_states(output / STATES)
+    forget_killed_run(output, FILLING)
     return True

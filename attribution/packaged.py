@@ -71,7 +71,7 @@ def _is_intact(folder: Path) -> bool:
             and record["model_sha256"] == sha256_of_file(folder / "model.safetensors")
             and (folder / "config.json").is_file()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 from attribution.checkpoint import CONFIG_FILE, MODEL_FILES, load_pretrained, saving
-from attribution.own_folder import require_folder_name, require_free
+from attribution.own_folder import Filling, require_folder_name, require_free
 from attribution.packaged import sha256_of_file, summary
 from attribution.preprocessing import PREPROCESSING, mean_and_std
 from attribution.vit import RegressorConfig, ViTRegressor, unwrapped
@@ -49,6 +49,7 @@ PICKLES = (".pth", ".pt", ".bin")
 CHANNELS_PER_HEAD = 64  # of every ViT that google published
 LORA_ALPHA, LORA_DROPOUT = 16, 0.1
 GOLDEN_PICTURES = 4
+FILLING = Filling("attribution.published_checkpoint", MODEL_FILES, CONFIG_FILE)
 
 Rule = tuple[str, str, str]  # name in the file, name here, shape
 
@@ -372,7 +373,7 @@ def _convert(options: argparse.Namespace) -> list[str]:
     options.output_dir = require_folder_name(options.output_dir)
     if (options.output_dir / CONFIG_FILE).exists():
         raise ValueError(f"--output-dir: {options.output_dir} holds a finished model, choose another folder")
-    require_free(options.output_dir, MODEL_FILES)
+    require_free(options.output_dir, FILLING)
     label_mean, label_std, source = _label_scaling(options)
     state = read_state(options.checkpoint, options.allow_pickle)
     try:
@@ -396,7 +397,7 @@ def _convert(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"{options.checkpoint}: {error}") from error
     size = model.config.image_size
     golden = np.random.default_rng(0).integers(0, 256, (GOLDEN_PICTURES, size, size, 3), dtype=np.uint8)
-    with saving(model, options.output_dir, golden) as scratch:
+    with saving(model, options.output_dir, golden, FILLING) as scratch:
         load_pretrained(scratch)  # refuses a folder that predicts other numbers
     unread = [name for name in UNREAD if name in state]
     base: Any = unwrapped(model.backbone)

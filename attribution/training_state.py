@@ -4,20 +4,23 @@ Takes an `Accelerator` with model and optimizer prepared, the `Progress` and the
 One state is one folder `step_<number>`, under that name only when every process has written its part:
 
     model.safetensors  optimizer.bin  random_states_<process>.pkl   accelerate's own
-    best.safetensors  progress.json                         the latter with the sha256 of all others
+    best.safetensors  progress.json                         the latter with the sha256 of all others, and its own
 
-Beside it `run.json` says whose folder it is. The main process writes all but the random states of the others, so all
+Beside it `run.json` says whose folder it is, and by what name the state is known that is being written. A folder that
+is none of these is of others and stays. The main process writes all but the random states of the others, so all
 must see the same folder. A state is read by as many processes as wrote it, for each goes on from its own random state.
 Does not know how the model is trained.
 """
 
+import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.atomic_writing import is_temporary, remove_temporaries, write_atomically
+from attribution.own_folder import read_record
 from attribution.packaged import sha256_of_file
 from attribution.processes import from_main, together
 
-RUN_FILE, UNFINISHED = "run.json", "unfinished"
-DELETE = "delete this folder to begin anew"
+RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
+UNFINISHED = re.compile(r"unfinished_[0-9a-f]{32}")
 
 
 @dataclass
@@ -50,37 +54,45 @@ class Progress:
 
 
 def require_own_states(folder: Path) -> None:
-    """Raise `ValueError` for a folder that holds something and is not of a fine-tuning."""
+    """Raise `ValueError` for a folder that holds something and is not of a fine-tuning, or a state that is of none."""
     if not os.path.lexists(folder):
         return
     if folder.is_dir() and all(is_temporary(path, [RUN_FILE]) for path in folder.iterdir()):
         return  # empty, or a run was killed while it began
-    if not folder.is_dir() or not (read_settings(folder) or any(map(_record_of, _states(folder)))):
+    if not folder.is_dir() or not (read_run(folder) or any(map(_record_of, _states(folder)))):
         raise ValueError(f"{folder}: not of a fine-tuning; choose another --output-dir, or move it away")
+    if os.path.lexists(folder / RUN_FILE) and not read_run(folder):
+        raise ValueError(f"{folder / RUN_FILE}: not of a fine-tuning; move it away")
+    for state in _states(folder):
+        if not state.is_dir() or (not os.path.lexists(state / PROGRESS_FILE) and any(state.iterdir())):
+            raise ValueError(f"{state}: not of a fine-tuning; move it away")
 
 
-def begin_states(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, with the settings by which a run that only had to tidy up is known."""
+def begin_states(folder: Path, settings: dict[str, Any], pictures: list[str]) -> None:
+    """Make the folder, with settings and digests of pictures, by which a run that only had to tidy up is known."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder, [RUN_FILE])
-    write_atomically(folder / RUN_FILE, (json.dumps({"settings": settings}) + "\n").encode())
+    _remove_unfinished(folder)
+    record = {"settings": settings, "pictures": pictures, "unfinished": f"unfinished_{secrets.token_hex(16)}"}
+    write_atomically(folder / RUN_FILE, (json.dumps(record) + "\n").encode())
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What `begin_states` was given; empty where there is nothing of the kind."""
-    try:
-        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `begin_states` wrote: `settings`, `pictures` and `unfinished`; empty where there is nothing of the kind."""
+    found = read_record(folder / RUN_FILE)
+    name = found.get("unfinished")
+    is_own = isinstance(name, str) and UNFINISHED.fullmatch(name) and isinstance(found.get("settings"), dict)
+    return found if is_own else {}
 
 
 def remove_states(folder: Path) -> None:
     """Take out the states of a training that is done; what else lies in the folder stays, and the folder then too."""
-    for path in (*_states(folder), folder / UNFINISHED):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in _states(folder):
+        _remove_state(path)
+    _remove_unfinished(folder)
     with suppress(OSError):
-        (folder / RUN_FILE).unlink(missing_ok=True)
+        if read_run(folder):
+            (folder / RUN_FILE).unlink()
         folder.rmdir()
 
 
@@ -95,11 +107,14 @@ def save_state(
 
     Every process must call it. Raises `OSError` (several processes: `AgreedError`) where it cannot be written.
     """
-    scratch, final = folder / UNFINISHED, folder / f"step_{progress.step:09d}"
     main = accelerator.is_main_process
     with together(accelerator):
+        scratch = folder / read_run(folder).get(
+            "unfinished", "unfinished"
+        )  # the latter if someone has emptied the folder
+        final = folder / f"step_{progress.step:09d}"
         if main:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove_unfinished(folder)
             scratch.mkdir(parents=True)
     with together(accelerator):
         try:
@@ -115,12 +130,13 @@ def save_state(
     with together(accelerator):
         if main:
             files = {path.name: sha256_of_file(path) for path in sorted(scratch.iterdir())}
-            record = {"signature": signature, "progress": vars(progress), "files": files}
-            write_atomically(scratch / "progress.json", (json.dumps(record) + "\n").encode())
+            record: dict[str, Any] = {"signature": signature, "progress": vars(progress), "files": files}
+            record["sha256"] = record_sha256(record)
+            write_atomically(scratch / PROGRESS_FILE, (json.dumps(record) + "\n").encode())
             os.replace(scratch, final)
             for old in _states(folder):
                 if old != final:
-                    shutil.rmtree(old)
+                    _remove_state(old)
 
 
 def resume(accelerator: Accelerator, folder: Path, signature: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
@@ -134,10 +150,14 @@ def resume(accelerator: Accelerator, folder: Path, signature: dict[str, Any]) ->
     if step < 0:
         return Progress(), {}
     state = folder / f"step_{step:09.0f}"
+    delete = f"delete the folder {folder} to begin anew"
     with together(accelerator):
         record = _record_of(state)
         if not record:
-            raise ValueError(f"{state / 'progress.json'}: not readable as what a training had reached; {DELETE}")
+            raise ValueError(f"{state / PROGRESS_FILE}: not readable as what a training had reached; {delete}")
+        wrong = _wrong_progress(record["progress"], int(step))
+        if wrong:
+            raise ValueError(f"{state / PROGRESS_FILE}: {wrong}; {delete}")
         differing = [key for key in signature if record["signature"].get(key) != signature[key]]
         if differing:
             raise ValueError(
@@ -146,9 +166,9 @@ def resume(accelerator: Accelerator, folder: Path, signature: dict[str, Any]) ->
         # accelerate would go on without random states that are missing or that it cannot read
         for name, sha256 in {_random_states(accelerator, state).name: "", **record["files"]}.items():
             if not (state / name).is_file():
-                raise FileNotFoundError(f"{state / name}: not found; {DELETE}")
+                raise FileNotFoundError(f"{state / name}: not found; {delete}")
             if sha256_of_file(state / name) != sha256:
-                raise ValueError(f"{state / name}: changed since it was written; {DELETE}")
+                raise ValueError(f"{state / name}: changed since it was written; {delete}")
         try:
             accelerator.load_state(str(state))
             best = load_file(state / "best.safetensors")
@@ -156,25 +176,83 @@ def resume(accelerator: Accelerator, folder: Path, signature: dict[str, Any]) ->
             progress = Progress(**record["progress"])
         except Exception as error:  # what is damaged may break the loaders anywhere
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{state}: cannot be read by these versions of torch and accelerate ({reason})") from error
+            raise ValueError(
+                f"{state}: cannot be read by these versions of torch and accelerate ({reason}); {delete}"
+            ) from error
         if not torch.equal(drawn_from, torch.get_rng_state()):
-            raise ValueError(f"{_random_states(accelerator, state)}: accelerate did not take it; {DELETE}")
+            raise ValueError(f"{_random_states(accelerator, state)}: accelerate did not take it; {delete}")
     return progress, best
 
 
+def record_sha256(record: dict[str, Any]) -> str:
+    """Digest of all that progress.json says, but for the digest itself."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _states(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("step_*")) if re.fullmatch(r"step_\d{9}", path.name)]
+    return [path for path in sorted(folder.glob("step_*")) if re.fullmatch(r"step_[0-9]{9}", path.name)]
 
 
 def _record_of(state: Path) -> dict[str, Any]:
-    """What progress.json says; empty where it is not what `save_state` writes."""
-    try:
-        found = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What progress.json says; empty where it is not what `save_state` writes, to the letter."""
+    found = read_record(state / PROGRESS_FILE)
+    if not all(isinstance(found.get(name), dict) for name in ("signature", "progress", "files")):
         return {}
-    # States of an earlier make name no files: their signature is another anyway.
-    whole = isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("signature", "progress"))
-    return {"files": {}} | found if whole else {}
+    try:
+        if found.get("sha256") != record_sha256(found):
+            return {}
+    except RecursionError:  # what can just be read cannot always be written
+        return {}
+    plain = all(isinstance(sha256, str) and Path(name).name == name for name, sha256 in found["files"].items())
+    return found if plain else {}
+
+
+def _wrong_progress(found: dict[str, Any], step: int) -> str:
+    """What is wrong with the record of a `Progress` that had come to this step; empty if nothing is."""
+    whole, numbers = ("step", "best_step"), ("elapsed_s", "learning_rate", "best_mse")
+    expected = {item.name for item in fields(Progress)}
+    if found.keys() != expected:
+        return f"expected {', '.join(sorted(expected))}, got {', '.join(sorted(found))}"
+    for name in whole:
+        if type(found[name]) is not int:
+            return f"{name}: expected a whole number, got {found[name]!r}"
+    for name in numbers:
+        # no error is the best before the first validation
+        if not _is_number(found[name]) and not (name == "best_mse" and found[name] == math.inf):
+            return f"{name}: expected a number of at least 0, got {found[name]!r}"
+    if found["step"] != step:
+        return f"step: expected {step} as the folder says, got {found['step']}"
+    if not -1 <= found["best_step"] <= step or (found["best_step"] == -1) != (found["best_mse"] == math.inf):
+        return f"best_step: expected one up to {step} with its best_mse, got {found['best_step']}"
+    if not isinstance(found["recent"], list) or not all(map(_is_number, found["recent"])):
+        return "recent: expected a list of losses"
+    rows = found["rows"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        return "rows: expected a list of validations"
+    if not all(_is_number(value, -math.inf) for row in rows for value in row.values()):
+        return "rows: expected numbers alone"
+    return ""
+
+
+def _is_number(value: Any, least: float = 0) -> bool:
+    return type(value) in (int, float) and least <= value < math.inf and value != -math.inf
+
+
+def _remove_state(state: Path) -> None:
+    """Take out what `save_state` wrote there; anything else stays, and the folder then too."""
+    record = _record_of(state)
+    with suppress(OSError):
+        for name in (*record["files"], PROGRESS_FILE) if record else ():  # what names the others goes last
+            (state / name).unlink(missing_ok=True)
+        state.rmdir()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Take out the state that was being written when a run was killed: nobody else can have chosen its name."""
+    name = read_run(folder).get("unfinished")
+    if name is not None:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _random_states(accelerator: Accelerator, folder: Path) -> Path:

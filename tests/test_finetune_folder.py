@@ -1,6 +1,7 @@
 """What a fine-tuning does with its folder: others' files stay, kills at its end cost nothing, changed data are told."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from attribution.datasets import PictureFolder, pictures_sha256
 from attribution.finetune import main
 from attribution.folder_lock import only_run
 from attribution.packaged import sha256_of_file
+from attribution.training_state import record_sha256
 
 
 @pytest.fixture
@@ -188,21 +190,129 @@ def test_states_that_are_not_whole_are_refused(options, interrupted, tmp_path, c
     def sign(name):
         record = json.loads((interrupted / "progress.json").read_text())
         record["files"][name] = sha256_of_file(interrupted / name)
-        (interrupted / "progress.json").write_text(json.dumps(record))
+        write_signed(interrupted, record)
 
+    advice = f"delete the folder {interrupted.parent} to begin anew"
     for name in ("random_states_0.pkl", "optimizer.bin", "model.safetensors", "best.safetensors"):
         whole = (keep / name).read_bytes()
         (interrupted / name).write_bytes(whole[: len(whole) // 2])
-        assert f"{name}: changed since it was written; delete this folder to begin anew" in refused(capsys, options)
+        assert f"{name}: changed since it was written; {advice}" in refused(capsys, options)
         sign(name)
         assert "cannot be read" in refused(capsys, options)
         (interrupted / name).unlink()
         assert f"{name}: not found" in refused(capsys, options)
         shutil.copy(keep / name, interrupted / name)
         sign(name)
-    for text in ("", "[1]", '{"signature": 1, "progress": {}}'):
+    for text in ("", "[1]", '{"signature": 1, "progress": {}}', "[" * 100_000 + "]" * 100_000):
         (interrupted / "progress.json").write_text(text)
+        assert f"progress.json: not readable as what a training had reached; {advice}" in refused(capsys, options)
+
+
+def write_signed(state, record):
+    """A record that its own digest bears out."""
+    (state / "progress.json").write_text(json.dumps(record | {"sha256": record_sha256(record)}))
+
+
+def test_a_record_that_was_changed_is_refused(options, interrupted, capsys):
+    """One character of any part of it, and types and numbers that no training writes, even where they are signed."""
+    path = interrupted / "progress.json"
+    whole = path.read_text()
+    progress = json.loads(whole)["progress"]
+    for key, value in {"step": 1, "best_mse": 0.0, "best_step": 1, "elapsed_s": 9.0, "recent": [1.0]}.items():
+        path.write_text(json.dumps(json.loads(whole) | {"progress": progress | {key: value}}))
         assert "progress.json: not readable as what a training had reached" in refused(capsys, options)
+    for part, value in {"files": None, "signature": [], "progress": 1, "sha256": None}.items():
+        write_signed(interrupted, json.loads(whole) | {part: value})
+        record = json.loads(whole) | {part: value}
+        if part == "sha256":
+            path.write_text(json.dumps(record))
+        assert "progress.json: not readable as" in refused(capsys, options)
+    write_signed(interrupted, json.loads(whole) | {"files": {"../../x": "0"}})
+    assert "progress.json: not readable as" in refused(capsys, options)
+    wrong = {
+        "step": ["2", None, 2.5, True, 1, -1],
+        "best_step": [None, 3, -2, -1],
+        "best_mse": ["0", None, math.nan, math.inf, -1],
+        "elapsed_s": ["1", None, math.inf],
+        "learning_rate": [[], math.nan],
+        "rows": [None, {}, [1], [{"step": "1"}], [{"step": math.nan}], [*progress["rows"], {}]],
+        "recent": [None, {}, ["1"], [math.inf]],
+        "more": [1],
+    }
+    for key, values in wrong.items():
+        for value in values:
+            write_signed(interrupted, json.loads(whole) | {"progress": progress | {key: value}})
+            line = refused(capsys, options)
+            assert f"progress.json: {'expected' if key == 'more' else ''}" in line, (key, value, line)
+            assert "not readable" not in line and f"delete the folder {interrupted.parent}" in line
+    path.write_text(whole)
+    assert main(arguments(options)) == 0
+
+
+def test_a_model_of_other_pictures_is_not_taken_for_this_run_s(options, tmp_path, capsys, monkeypatch):
+    """Killed when the model was finished, before the states were gone; then a picture is replaced."""
+    monkeypatch.setattr(finetune, "remove_states", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert main(arguments(options)) == 3
+    monkeypatch.undo()
+    capsys.readouterr()
+    path, before = tmp_path / "pictures" / "3.png", files(tmp_path / "model")
+    content = path.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert "holds a finished model of other pictures, choose another folder" in refused(capsys, options)
+    assert files(tmp_path / "model") == before
+    path.write_bytes(content)
+    assert main(arguments(options)) == 0 and not (tmp_path / "model" / "resume").exists()
+
+
+def test_foreign_files_among_the_states_stay(options, interrupted, tmp_path, capsys):
+    """Beside a state, in a state, in folders of names that states or the scratch of an earlier make have."""
+    resume = interrupted.parent
+    names = ("step_000000001/notes.txt", "step_000000099/notes.txt")
+    for name in names:
+        (resume / name).parent.mkdir()
+        (resume / name).write_text("mine")
+        assert f"{(resume / name).parent}: not of a fine-tuning; move it away" in refused(capsys, options)
+        shutil.rmtree((resume / name).parent)
+    run = (resume / "run.json").read_bytes()
+    for text in ("{}", '{"settings": {}}', "[" * 100_000):
+        (resume / "run.json").write_text(text)
+        assert f"{resume / 'run.json'}: not of a fine-tuning; move it away" in refused(capsys, options)
+        assert (resume / "run.json").read_text() == text
+    (resume / "run.json").write_bytes(run)
+    scratch = resume / json.loads(run)["unfinished"]
+    scratch.mkdir()
+    (scratch / "optimizer.bin").write_text("half of it")
+    kept = {"unfinished/notes.txt", "unfinished_2/notes.txt", f"{interrupted.name}/notes.txt", "notes.txt"}
+    for name in kept:
+        (resume / name).parent.mkdir(exist_ok=True)
+        (resume / name).write_text("mine")
+    assert main(arguments(options)) == 0
+    assert files(resume) == kept and not scratch.exists()
+
+
+@pytest.mark.parametrize("name", ["backbone", "head.safetensors/x", ""])
+def test_what_is_in_the_way_is_told_before_the_training(options, tmp_path, capsys, name):
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    line = refused(capsys, {**options, "data": "nowhere"})
+    told = "head.safetensors: not written by this command" if "/" in name else f"{path}: expected a folder or nothing"
+    assert told in line and path.read_text() == "mine"
+
+
+def test_a_file_that_comes_while_it_trains_is_not_written_over(options, tmp_path, capsys, monkeypatch):
+    written = finetune.write_log
+
+    def coming(*arguments):
+        written(*arguments)
+        (tmp_path / "model" / "training_log.csv").write_text("mine")
+
+    monkeypatch.setattr(finetune, "write_log", coming)
+    assert "training_log.csv: not written by this command" in refused(capsys, options)
+    assert {name.split("/")[0] for name in files(tmp_path / "model")} == {"resume", "training_log.csv"}
+    monkeypatch.undo()
+    (tmp_path / "model" / "training_log.csv").unlink()
+    assert main(arguments(options)) == 0
 
 
 def test_a_full_disk_is_one_line_and_the_training_goes_on_later(options, tmp_path):

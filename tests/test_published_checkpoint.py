@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from attribution import checkpoint
 from attribution.checkpoint import load_pretrained, save_pretrained
 from attribution.published_checkpoint import (
     LABEL_COLUMNS,
@@ -350,6 +351,28 @@ def test_a_finished_model_is_not_written_over(tmp_path, capsys):
     code, _, (line,) = run(capsys, SAFETENSORS, "--output-dir", tmp_path, "--num-attention-heads", HEADS, *SCALING)
     assert code == 2 and "holds a finished model, choose another folder" in line
     assert [path.name for path in tmp_path.iterdir()] == ["regressor_config.json"]
+
+
+def test_what_is_in_the_way_is_told_before_the_checkpoint_is_read(tmp_path, capsys):
+    (tmp_path / "backbone").write_text("mine")
+    code, said, (line,) = run(capsys, "no.safetensors", "--output-dir", tmp_path, *SCALING)
+    assert (code, said) == (2, []) and f"{tmp_path / 'backbone'}: expected a folder or nothing" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
+
+
+def test_hidden_folders_and_markers_of_others_stay(tmp_path, capsys):
+    """Of names like those of the scratch folder; a marker of another command is no reason to remove what it names."""
+    kept = {".saving-notes/x", "thesis.txt", ".unfinished.json"}
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"files": ["thesis.txt"]}')
+    arguments = [SAFETENSORS, "--output-dir", tmp_path, "--num-attention-heads", HEADS, *SCALING]
+    code, _, (line,) = run(capsys, *arguments)
+    assert code == 2 and f"{tmp_path / '.unfinished.json'}: not of attribution.published_checkpoint" in line
+    (tmp_path / ".unfinished.json").unlink()
+    assert run(capsys, *arguments)[0] == 0
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found - {*checkpoint.MODEL_FILES} == kept - {".unfinished.json"}
 
 
 def test_adapters_that_change_nothing_are_not_written(state, tmp_path, capsys):
