@@ -106,6 +106,7 @@ def build_model(settings: FinetuneSettings, pictures: LabelledPictures, attentio
         synthesizer=dict(pictures.synthesizer),
     )
     backbone = load_backbone(settings.backbone, attn_implementation=attention)
+    _require_adaptable(backbone, settings)
     lora = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
@@ -113,10 +114,26 @@ def build_model(settings: FinetuneSettings, pictures: LabelledPictures, attentio
         target_modules=list(names_of(settings.lora_targets)),
     )
     set_seed(settings.seed)
-    wrapped: Any = get_peft_model(backbone, lora)  # freezes the backbone; refuses names that match nothing
+    wrapped: Any = get_peft_model(backbone, lora)  # freezes the backbone
     model = ViTRegressor(wrapped, config)
     output_projections(model)  # refuses a LoRA on the output projections
     return model
+
+
+def _require_adaptable(backbone: torch.nn.Module, settings: FinetuneSettings) -> None:
+    """`ValueError` for targets that are no projections of the backbone (peft passes over one among several), and for a
+    rank above the width of one that is: more has no effect but on memory."""
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    found = {name: module for name, module in backbone.named_modules() if isinstance(module, layers)}
+    outputs = {id(projection) for projection in output_projections(backbone)}
+    there = {name.rpartition(".")[2] for name, module in found.items() if id(module) not in outputs}
+    widths_of = {f".{name}": min(len(module.weight), module.weight[0].numel()) for name, module in found.items()}
+    for target in names_of(settings.lora_targets) or ("",):
+        widths = [width for name, width in widths_of.items() if name.endswith(f".{target}")]
+        if not target or not widths:
+            raise ValueError(f"--lora-targets: expected some of {', '.join(sorted(there))}, got {target!r}")
+        if settings.lora_r > min(widths):
+            raise ValueError(f"--lora-r: expected at most {min(widths)}, the width of {target}, got {settings.lora_r}")
 
 
 def finetune(settings: FinetuneSettings) -> Path:

@@ -107,4 +107,6 @@ def data_options_of(text: str) -> dict[str, Any]:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
+        except RecursionError:
+            raise ValueError(f"--data-options: {name}: nested too deep") from None
     return options

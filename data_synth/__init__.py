@@ -4,6 +4,7 @@
 knows no model. ``python -m data_synth`` writes a data set to disk.
 """
 
+from . import early_stop as early_stop  # first: what follows takes long to import
 from .chirp import ChirpParams
 from .dataset import (
     NUM_REFERENCE_PICTURES,
