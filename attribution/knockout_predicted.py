@@ -71,4 +71,5 @@ def predicted_knockout(
                     parts[name].append(change.masked_fill(~present, torch.nan).to("cpu", torch.float64))
             for name, changes in parts.items():
                 found[name].append(torch.stack(changes, dim=1))
-    return PredictedKnockout(*(torch.cat(changes) for changes in found.values()), tuple(regions))
+    whole = {name: torch.cat(changes) for name, changes in found.items()}
+    return PredictedKnockout(whole["renormalised"], whole["gradient"], tuple(regions))
