@@ -391,7 +391,10 @@ def test_numbers_of_a_kind_that_numpy_lacks_are_no_scores(file):
     metadata = metadata_of(file.path.read_bytes())
     file.path.write_bytes(torch_save({"scores": torch.zeros(10).bfloat16()}, metadata))
     assert not stored_pieces(file)
-    with pytest.raises(ValueError, match="expected a safetensors file of scores"):
+    # Where something has taught numpy the kind, these are other numbers than those that were stored.
+    with pytest.raises(
+        ValueError, match=r"m\.safetensors: (expected a safetensors file of scores|.* not those that were)"
+    ):
         read_scores(file.path)
 
 
