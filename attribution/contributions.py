@@ -48,7 +48,7 @@ def _of_pass(
     with torch.enable_grad():
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
             outputs, contexts = (
-                contexts_in_graph(model, pixel_values) if parts is None else _contexts_of_parts(parts, pixel_values)
+                contexts_in_graph(model, pixel_values) if parts is None else contexts_of_parts(parts, pixel_values)
             )
         sums = outputs.sum(0).unbind()
     contributions = []
@@ -88,7 +88,7 @@ def summed_per_head(context: Tensor, num_heads: int) -> Tensor:
     return context.unflatten(-1, (num_heads, -1)).sum(dim=(-3, -1))
 
 
-def _contexts_of_parts(parts: TakenApart, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+def contexts_of_parts(parts: TakenApart, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
     """As `contexts_in_graph`; of the last block the contexts of the first token alone, the others change no output."""
     states = parts.embed(pixel_values)
     contexts: list[Tensor] = []
