@@ -49,7 +49,8 @@ def tiny_model(kind: str = "dinov2", dtype: torch.dtype = torch.float64, seed: i
 def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch:
     """Random pictures, labels, baseline picture, donors and counterfactuals in the model's dtype."""
     generator = torch.Generator().manual_seed(seed)
-    size = model.config.image_size
+    size, layout = model.config.image_size, head_layout(model)
+    tokens = layout.num_special_tokens + layout.num_rows * layout.num_cols
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(model.dtype)
@@ -62,6 +63,7 @@ def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch
         draw(3, size, size),
         draw(num_images, 4, 3, size, size),
         draw(num_images, 3, size, size),
+        draw(*(layout.num_layers, tokens, layout.num_heads, layout.head_dim)),
     )
 
 
