@@ -10,8 +10,9 @@ What was compared, and how far it was off, is written to ``adopted.json`` beside
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,22 @@ def write_record(work: Work, found: Mapping[str, Comparison]) -> None:
             known[name] = {"pictures": list(one.pictures), "largest_relative_difference": one.difference}
     if known:
         write_atomically(path, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def forget_adopted(folder: Path, names: Collection[str] | None = None) -> None:
+    """Drop these files from what is told of adopted ones, or all of it: they are computed anew."""
+    path = folder / RECORD
+    try:
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    left = {name: one for name, one in known.items() if names is not None and name not in names}
+    if not left:
+        path.unlink(missing_ok=True)
+    elif left != known:
+        write_atomically(path, (json.dumps(left, indent=1, sort_keys=True) + "\n").encode())
 
 
 def told(found: Mapping[str, Comparison]) -> list[str]:
@@ -103,9 +120,7 @@ def _tried(
     broken = [sha256 for sha256, place in stored.items() if place.arrays_sha256 and not is_whole(place)]
     if broken:
         return Comparison((), np.nan, "its numbers are not those that were stored")
-    rng = np.random.default_rng(len(shared))
-    chosen = sorted(rng.choice(len(shared), min(sample, len(shared)), replace=False).tolist())
-    places = {shared[number].rows[int(rng.integers(len(shared[number].rows)))]: shared[number] for number in chosen}
+    places = _spread(shared, sample)
     rows = tuple(sorted(places))
     kept = [_row(read_piece(stored[places[row].sha256]), places[row].rows.index(row)) for row in rows]
     scales = _largest(work.files[name], stored)
@@ -119,10 +134,21 @@ def _tried(
         if before.dtype != after.dtype or before.shape != after.shape:
             shapes = f"{before.dtype} {before.shape}, now {after.dtype} {after.shape}"
             return Comparison(rows, np.nan, f"array {key} was {shapes}")
-        worst = max(worst, _difference(before, after, scales[key]))
-        if not worst <= TOLERANCES.get(before.dtype, 0.0):
-            return Comparison(rows, worst, f"{key} differs by {worst:.1e} of the largest number on pictures {rows}")
+        own = _difference(before, after, scales[key])
+        if not own <= TOLERANCES.get(before.dtype, 0.0):
+            return Comparison(rows, own, f"{key} differs by {own:.1e} of the largest number on pictures {rows}")
+        worst = max(worst, own)
     return Comparison(rows, worst)
+
+
+def _spread(shared: Sequence[Piece], sample: int) -> dict[int, Piece]:
+    """So many pictures, or all there are, of as many pieces as can be, with the piece of each."""
+    rng = np.random.default_rng(len(shared))
+    pieces = [shared[number] for number in rng.permutation(len(shared))]
+    shuffled = [(piece, rng.permutation(np.asarray(piece.rows)).tolist()) for piece in pieces]
+    turns = [(rows[turn], piece) for turn in range(max(len(rows) for _, rows in shuffled))
+             for piece, rows in shuffled if turn < len(rows)]  # fmt: skip
+    return dict(turns[:sample])
 
 
 def _row(arrays: Arrays, place: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""Drawing primitives of the figures: axes, scales, cells, labels that do not overlap, and files.
+"""Drawing primitives of the figures: axes, scales, cells, and files.
 
 Takes axes and plain values; draws on them. `save_figure` alone writes. Knows no figure.
 """
@@ -20,8 +20,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
@@ -32,12 +31,6 @@ EFFECT = "ablation_zero_var_pct"
 CONTROLS = ("random", "layer_index", "parameter_norm")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY = "0.62"
-CORNERS = {
-    (0, 1): "helps, looks elsewhere",
-    (1, 1): "looks there, helps",
-    (0, 0): "neither",
-    (1, 0): "looks there, does not help",
-}
 LEAST_SEEN = 8  # of 255, in any of red, green and blue
 CEILING = "noise ceiling of different pictures"
 PLAIN = FuncFormatter(lambda value, _: true_minus(f"{value:g}"))
@@ -83,6 +76,17 @@ def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     found = io.BytesIO()
     few.save(found, "PNG", optimize=True)
     return found
+
+
+def truth_words(truth: str) -> str:
+    """`ablation_zero` -> `zero ablation`: a truth as a sentence names it."""
+    kind = truth.removeprefix("ablation_").replace("_", " ")
+    return kind if kind == truth else f"{kind} ablation"
+
+
+def query_words(query: str) -> str:
+    """`cls` -> `CLS query`."""
+    return f"{query.upper() if query == 'cls' else query} query"
 
 
 def effect_label(column: str) -> str:
@@ -213,21 +217,39 @@ def linear_within(values: ArrayLike) -> float | None:
 
 
 def symlog_ticks(low: float, high: float, linear: float) -> list[float]:
-    """0 and ± powers of ten from the linear part outwards, within the limits."""
+    """0, the ends of the linear part and ± powers of ten from there outwards, within the limits."""
     powers = 10.0 ** np.arange(np.ceil(np.log10(linear)), np.floor(np.log10(max(-low, high, linear))) + 1)
-    return [float(v) for v in (*-powers[::-1], 0.0, *powers) if v == 0 or low <= v <= high]
+    outwards = np.union1d(linear, powers[~np.isclose(powers, linear)])
+    return [float(v) for v in (*-outwards[::-1], 0.0, *outwards) if v == 0 or low <= v <= high]
 
 
-def effect_scale(ax: Axes, axis: str, values: ArrayLike, label: str, linear: float | None = None) -> None:
-    """Label an axis; where values are heavy-tailed or `linear` is given, make it symmetric-log and say so."""
+def symlog_minor_ticks(low: float, high: float, linear: float) -> list[float]:
+    """± 2 to 9 times the powers of ten beyond the linear part, within the limits: where no number stands."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.floor(np.log10(max(-low, high, linear))) + 1)
+    outwards = np.outer(powers, np.arange(2, 10)).ravel()
+    outwards = outwards[outwards > 1.001 * linear]
+    return [float(v) for v in (*-outwards[::-1], *outwards) if low <= v <= high]
+
+
+def effect_scale(
+    ax: Axes, axis: str, values: ArrayLike, label: str, linear: float | None = None, *, is_narrow: bool = False
+) -> None:
+    """Label an axis; where values are heavy-tailed or `linear` is given, make it symmetric-log and say so.
+
+    A narrow axis has room for three numbers."""
     linear, along = linear or linear_within(values), ax.xaxis if axis == "x" else ax.yaxis
     if linear is not None:
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=linear, linscale=0.6)
         ax.autoscale_view(scalex=axis == "x", scaley=axis == "y")  # limits may date from the linear scale
         finite = np.asarray(values, dtype=np.float64)
         finite = finite[np.isfinite(finite)]
-        along.set_major_locator(FixedLocator(symlog_ticks(1.5 * finite.min(), 1.5 * finite.max(), linear)))
-        along.set_minor_locator(NullLocator())
+        low, high = 1.5 * finite.min(), 1.5 * finite.max()
+        ticks = symlog_ticks(low, high, linear)
+        if is_narrow and len(ticks) > 3:
+            ticks = [ticks[0], 0.0, ticks[-1]] if ticks[0] < 0 < ticks[-1] else [0.0, *sorted(ticks, key=abs)[-2:]]
+        along.set_major_locator(FixedLocator(ticks))
+        along.set_minor_locator(FixedLocator(symlog_minor_ticks(low, high, linear)))
+        along.set_minor_formatter(NullFormatter())
         label = f"{label[:-1]}, symmetric log)" if label.endswith(")") else f"{label} (symmetric log)"
         along.set_major_formatter(PLAIN)
     along.set_label_text(label)
@@ -240,16 +262,18 @@ def depth_colours(layers: pd.Series) -> dict[str, Any]:
     return {"cmap": colours, "norm": BoundaryNorm(np.arange(count + 1) - 0.5, count)}
 
 
-def shared_legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
-    """One legend below all panels, with the artists of `ax` that bear these names, in this order."""
+def shared_legend(figure: Figure, ax: Axes, names: Sequence[str], columns: int = 4, note: str = "") -> None:
+    """One legend below all panels, with the artists of `ax` that bear these names, in this order; `note` above it."""
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(
         [handles[name] for name in names],
         names,
         loc="outside lower center",
-        ncols=4,
+        ncols=columns,
         fontsize=8,
         frameon=False,
+        title=note or None,
+        title_fontsize=8,
     )
 
 
@@ -269,44 +293,3 @@ def bootstrap_layers(effects: NDArray[np.float64], resamples: int) -> pd.DataFra
     low, high = np.quantile(weights @ per_image, (0.025, 0.975), axis=0)
     mean = per_image.mean(axis=0)
     return pd.DataFrame({"layer": np.arange(len(mean)), "mean": mean, "ci_low": low, "ci_high": high})
-
-
-def label_points(ax: Axes, points: NDArray[np.float64], names: Sequence[str], count: int) -> None:
-    """Name the `count` points farthest from the median (up or across, in turns), clear of points and labels.
-
-    Greedy: the nearest free place in rings of 16 directions; a name that finds no place is left out.
-    """
-    figure = figure_of(ax)
-    figure.draw_without_rendering()  # settles the layout, so that pixels are final
-    pixels, frame = ax.transData.transform(points), ax.get_window_extent()
-    scale = figure.dpi / 72
-    outwards = np.argsort(-np.abs(points - np.median(points, axis=0)), axis=0, kind="stable")[:, ::-1]  # effect first
-    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in pixels]
-    angles = np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 14, 10, 1, 15, 7, 9, 3, 5, 13, 11])
-    for index in list(dict.fromkeys(outwards.ravel().tolist()))[:count]:
-        width, height = (5.2 * len(names[index]) * scale, 9 * scale)
-        for radius, angle in ((radius, angle) for radius in (4, 12, 22, 34) for angle in angles):
-            dx, dy = np.cos(angle) * (radius * scale + width / 2), np.sin(angle) * (radius * scale + height)
-            x, y = pixels[index] + (dx, dy)
-            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            inside = frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] and box[3] < frame.y1
-            if inside and not any(boxes_overlap(box, other) for other in taken):
-                taken.append(box)
-                line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 3}
-                ax.annotate(
-                    names[index],
-                    tuple(points[index]),
-                    xytext=(dx / scale, dy / scale),
-                    fontsize=7.5,
-                    textcoords="offset points",
-                    ha="center",
-                    va="center",
-                    zorder=5,
-                    arrowprops=line if radius > 4 else None,
-                    path_effects=[withStroke(linewidth=2, foreground="white")],
-                )
-                break
-
-
-def boxes_overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within, save_figure, shared_legend
 from analysis.audit import AS_RELEASED_NAME, CONFIGURATIONS, MAPS, SHUFFLED, TRUE_NAME, order_name
+from analysis.claim_plots import STUDY_LAYERS
 
 PARTS = {"early": "layers 1 to 3", "sixth": "layer 6", "late": "layers 6 to 12"}
 INCREASE = "mean increase of the loss per head (% of the label variance)"
@@ -53,7 +54,7 @@ def faults_figure(trend: pd.DataFrame) -> Figure:
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     ax.set_yticks(places, [_words(name) for name in names])
     ax.set_ylim(-0.6, len(names) - 0.4)
-    dress(ax, None, "", "What each fault makes of the layer trend")
+    dress(ax, None, "", f"What each fault makes of the layer trend\n{STUDY_LAYERS}")
     effect_scale(ax, "x", values, INCREASE, linear_within(values))
     shared_legend(figure, ax, list(PARTS.values()))
     return figure

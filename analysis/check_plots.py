@@ -6,6 +6,7 @@ Takes the tidy tables of the checks; gives a `Figure`. The conventions are those
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from analysis.artists import (
     rows_where,
     shared_legend,
 )
+from analysis.captions import fewer_pictures, names_with_n
 from analysis.cells import (
     CORRELATION,
     distance_bar,
@@ -33,11 +35,13 @@ from analysis.cells import (
     table_cells,
 )
 from analysis.curve_areas import is_random_order
-from analysis.method_plots import names_with_n
+from analysis.tail_plots import ONE_MORE
 
 ENDS = {"most_first": "most important head first", "least_first": "least important head first"}
 JOINT_LEVELS = {"layer": "all heads of layer", "group": "all heads of layers"}
 TRUTH_ORDER = "ablation_zero"
+INTERVAL = "95 % interval"
+TIED = 4  # digits of a miss: what float32 leaves beyond them is no difference between methods
 SENSITIVITY = {
     "spearman_with_default": "ρ with its own\nscores as set",
     "change_of_agreement": "change of its ρ\nwith the truth",
@@ -46,14 +50,19 @@ SENSITIVITY = {
 
 
 def removal_curves(
-    curves: pd.DataFrame, *, methods: Sequence[str] | None = None, coloured: int = 5, control: str = "random"
+    curves: pd.DataFrame,
+    *,
+    methods: Sequence[str] | None = None,
+    coloured: int = 5,
+    banded: int = 2,
+    control: str = "random",
 ) -> Figure:
     """Mean rise of the loss against the number of heads removed, in each method's order: from either end.
 
-    In colour, with intervals: `methods`, or the `coloured` best by area (most first minus least first). The others are
-    thin and grey, `control` is dashed, and the order of the truth itself, where the table has it, is black. Where the
-    table has random orders, a grey band holds nine tenths of them, from either end, and the dashed line is their
-    median.
+    In colour: `methods`, or the `coloured` best by area (most first minus least first); the first `banded` of them with
+    their intervals as bands. The others are thin and grey, `control` is dashed, and the order of the truth itself,
+    where the table has it, is black. Where the table has random orders, a grey band holds nine tenths of them, from
+    either end, the dashed line is their median, and `control`, one more such order, is dotted.
     """
     require_columns(curves, ("method", "order", "removed", "loss_rise_var_pct", "ci_low", "ci_high", "area"), "curves")
     if curves.duplicated(["method", "order", "removed"]).any():
@@ -72,6 +81,10 @@ def removal_curves(
     figure = Figure((9.6, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colours = dict(zip(methods, [OKABE_ITO[at % len(OKABE_ITO)] for at in range(len(methods))], strict=True))
+    shown = {name: f"{name} (band: {INTERVAL})" if at < banded else name for at, name in enumerate(methods)}
+    look: dict[str, Any] = {"color": "0.3", "linestyle": "--", "linewidth": 1.6, "label": control}
+    if len(null):
+        look = {"color": "0.5", "linestyle": ":", "linewidth": 1.3, "label": ONE_MORE}
     drawn = [0.0]
     for panel, (end, title) in zip(panels, ENDS.items(), strict=True):
         lines = dict(tuple(halves[end].sort_values("removed").groupby("method")))
@@ -85,18 +98,19 @@ def removal_curves(
             band = null.groupby("removed")["loss_rise_var_pct"].quantile(np.array([0.05, 0.5, 0.95])).unstack()
             counts, (low, middle, high) = band.index.to_numpy(), band.to_numpy().T
             label = f"{null['method'].nunique()} random orders"
-            panel.fill_between(counts, low, high, color="0.85", linewidth=0, zorder=0.5)
-            panel.plot(counts, middle, color="0.3", linestyle="--", linewidth=1.6, zorder=2, label=label)
+            panel.fill_between(counts, low, high, color="0.85", linewidth=0, zorder=0.5, label=f"90 % of {label}")
+            panel.plot(counts, middle, color="0.3", linestyle="--", linewidth=1.6, zorder=2, label=f"median of {label}")
             drawn += [*low, *high]
-        for name, style in ((control, {"color": "0.3", "linestyle": "--"}), (TRUTH_ORDER, {"color": "black"})):
-            if name in lines and name not in methods and not (name == control and len(null)):
+        for name, style in ((control, look), (TRUTH_ORDER, {"color": "black", "linewidth": 1.6, "label": TRUTH_ORDER})):
+            if name in lines and name not in methods:
                 line = lines[name]
-                panel.plot(line["removed"], line["loss_rise_var_pct"], linewidth=1.6, zorder=2, label=name, **style)
+                panel.plot(line["removed"], line["loss_rise_var_pct"], zorder=2, **style)
         for name in (name for name in methods if name in lines):
             line = lines[name]
-            panel.fill_between(
-                line["removed"], line["ci_low"], line["ci_high"], color=colours[name], alpha=0.13, linewidth=0, zorder=2
-            )
+            if shown[name] != name:
+                ends, band = line[["ci_low", "ci_high"]], {"color": colours[name], "alpha": 0.13, "linewidth": 0}
+                panel.fill_between(line["removed"], ends["ci_low"], ends["ci_high"], zorder=2, **band)
+                drawn += [*ends.to_numpy().ravel()]
             panel.plot(
                 *(line["removed"], line["loss_rise_var_pct"]),
                 *("o-",),
@@ -104,18 +118,17 @@ def removal_curves(
                 markersize=3,
                 linewidth=1.5,
                 zorder=4,
-                label=name,
+                label=shown[name],
             )
-            drawn += [*line["ci_low"], *line["ci_high"]]
         drawn += [*halves[end]["loss_rise_var_pct"]]
         dress(panel, "heads removed", "", title)
     label = "rise of the loss (% of the label variance)"
     effect_scale(panels[0], "y", drawn, label, linear_within(drawn))
     panels[0].yaxis.label.set_fontsize(9)
     known = panels[0].get_legend_handles_labels()[1]
-    random = [name for name in known if name.endswith(" random orders")]
-    names = dict.fromkeys((*methods, TRUTH_ORDER, control, *random, "other methods"))
-    shared_legend(figure, panels[0], [name for name in names if name in known])
+    random = sorted((name for name in known if name.endswith(" random orders")), reverse=True)
+    names = dict.fromkeys((*shown.values(), TRUTH_ORDER, control, *random, ONE_MORE, "other methods"))
+    shared_legend(figure, panels[0], [name for name in names if name in known], 3)
     return figure
 
 
@@ -183,6 +196,8 @@ def randomised_bars(randomised: pd.DataFrame, *, controls: Iterable[str] = CONTR
         slant(panel)
     panels[1].tick_params(labelleft=False)
     grey_names(panels[0], order, controls)
+    if note := fewer_pictures(counts.to_frame()):
+        figure.supxlabel(note, fontsize=8)
     bar = figure.colorbar(image, ax=panels[1], pad=0.03, aspect=35)
     bar.set_label("Spearman ρ over heads (dot: interval excludes 0)", fontsize=9)
     bar.ax.yaxis.set_major_formatter(PLAIN)
@@ -201,7 +216,8 @@ def sensitivity_heatmap(sensitivity: pd.DataFrame) -> Figure:
     # A number of heads or a share of them: the ideal is all ten either way.
     all_kept = 10.0 if table["top_10_kept"].max() > 1 else 1.0
     ideals = {"spearman_with_default": 1.0, "change_of_agreement": 0.0, "top_10_kept": all_kept}
-    names = names_with_n(table.groupby("method", sort=False)[["n"]].max())
+    counts = table.groupby("method", sort=False)[["n"]].max()
+    names = names_with_n(counts)
     num_methods, num_variants = table["method"].nunique(), table["variant"].nunique()
     figure = Figure((2.6 + 3 * max(1.6, 0.56 * num_variants), 1.7 + 0.3 * num_methods), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
@@ -216,6 +232,8 @@ def sensitivity_heatmap(sensitivity: pd.DataFrame) -> Figure:
         dress(panel, "", "", f"{title}\n(ideal {ideals[column]:g})")
         slant(panel)
         panel.tick_params(labelleft=panel is panels[0])
+    if note := fewer_pictures(counts):
+        figure.supxlabel(note, fontsize=8)
     distance_bar(figure, panels[-1])
     return figure
 
@@ -225,25 +243,34 @@ def planted_heatmap(
 ) -> Figure:
     """Each method on models whose answer is known because it was planted; white is at the ideal.
 
-    `ideals` maps a statistic to what a right method scores; 1 where it is silent.
+    `ideals` maps a statistic to what a right method scores; 1 where it is silent. Rows are sorted by the mean distance
+    from the ideals, a missing value counting as the worst of its column; equal ones by name, controls last. Columns of
+    different numbers of pictures bear theirs, as does a method with fewer than others in some column.
     """
     require_columns(planted, ("method", "plant", "statistic", "value", "n"), "planted")
     best = dict(ideals or {})
     kinds = planted[["plant", "statistic"]].drop_duplicates().sort_values("plant", kind="stable")
     targets = [best.get(str(name), 1.0) for name in kinds["statistic"]]
     named = planted.assign(column=planted["plant"] + "|" + planted["statistic"])
-    values = grid_of(named, "planted", "method", "column", "value")[[*(kinds["plant"] + "|" + kinds["statistic"])]]
-    miss = (values - targets).abs().mean(axis=1)
-    order = miss.sort_values(kind="stable", na_position="last").index
-    names = names_with_n(planted.groupby("method")[["n"]].max().reindex(order))
+    columns = [*(kinds["plant"] + "|" + kinds["statistic"])]
+    values = grid_of(named, "planted", "method", "column", "value")[columns]
+    miss = (values - targets).abs()
+    miss = miss.fillna(miss.max()).fillna(0.0).round(TIED).mean(axis=1)
+    last = set(controls)
+    order = sorted(values.index, key=lambda name: (miss[name], name in last, str(name)))
+    counts = named.groupby("column")["n"].max().reindex(columns)
+    few = named[named["n"] < named["column"].map(counts)].groupby("method")["n"].min()
+    names = [f"{name} (n={few[name]:.0f})" if name in few else str(name) for name in order]
+    notes = [f", n={count:.0f}" if counts.nunique() > 1 else "" for count in counts]
     labels = [
-        f"{plant}: {str(statistic).replace('_', ' ')} (ideal {ideal:g})"
-        for plant, statistic, ideal in zip(kinds["plant"], kinds["statistic"], targets, strict=True)
+        f"{plant}: {str(statistic).replace('_', ' ')} (ideal {ideal:g}{note})"
+        for plant, statistic, ideal, note in zip(kinds["plant"], kinds["statistic"], targets, notes, strict=True)
     ]
     figure = Figure((3.4 + 0.8 * len(labels), 2.6 + 0.24 * len(values)), layout="constrained")
     ax = figure.add_subplot()
     distance_cells(ax, values.reindex(order).set_axis(names, axis=0).set_axis(labels, axis=1), targets)
-    dress(ax, "", "", "Planted truths: what each method finds, best first")
+    title = "Planted truths: what each method finds\nsmallest mean distance from the ideals first, equal ones by name"
+    dress(ax, "", "", title)
     slant(ax)
     grey_names(ax, order, controls)
     distance_bar(figure, ax)

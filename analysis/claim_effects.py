@@ -36,6 +36,7 @@ from analysis.verdict_rules import (
 from analysis.verdicts_v1 import ENDING
 
 VAR_PCT = "% of the label variance"
+LEVEL = 0.95  # of the intervals of the table joint_removal
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
@@ -60,10 +61,26 @@ def early_heads(effects: Floats, indices: Indices, baseline: float, joint: pd.Da
         mean,
         sd,
         of_mean("C1", BESIDE_STUDY, unit, of_picture / published, indices) | heads,
-        of_ratio("C1", SHARE_OF_ALL, "share of the sum of all effects", effects[:, layers].sum(axis=(1, 2)),
-                 effects.sum(axis=(1, 2))) | heads,
+        _share_of_all(effects, layers, indices) | heads,
         _removed_together(joint, layers) | heads,
-    ]  # fmt: skip
+        _before("C1", MEAN_EARLY, VAR_PCT, of_picture, indices) | heads,
+    ]
+
+
+def _share_of_all(effects: Floats, layers: Sequence[int], indices: Indices) -> Row:
+    every = effects.sum(axis=(1, 2))
+    level = _level("C1", SHARE_OF_ALL)
+    if not interval_over_images(every[:, None], indices(len(every)), level=level).low[0] > 0:
+        return _untested(SHARE_OF_ALL, "the sum of all effects cannot be told from 0, or is below it")
+    early = effects[:, layers].sum(axis=(1, 2))
+    return of_ratio("C1", SHARE_OF_ALL, "share of the sum of all effects", early, every)
+
+
+def _before(claim: str, quantity: str, unit: str, values: Floats, indices: Indices) -> Row:
+    """The mean of ``values`` [image] with the interval that version 1 judged by, BCa at the same level."""
+    level = _level(claim, quantity)
+    found = interval_over_images(values[:, None], indices(len(values)), method="bca", level=level)
+    return _row(quantity + ENDING, unit, found, level, int(np.isfinite(values).sum()))
 
 
 def deeper_heads(effects: Floats, indices: Indices) -> list[Row]:
@@ -92,16 +109,18 @@ def deeper_heads(effects: Floats, indices: Indices) -> list[Row]:
 
 def distraction_over_depth(slopes: Mapping[str, Floats], indices: Indices) -> list[Row]:
     """C6: of the slope over depth of what an item adds to the effect of removing heads, [image], NaN where a picture
-    does not show it; items of the plan first, and untested where no picture shows them."""
+    does not show it; items of the plan first, and untested where no picture shows them; and the intervals that version
+    1 judged by."""
     shown = {item: values for item, values in slopes.items() if np.isfinite(values).any()}
     planned = read_plan()["C6"]["items"]
-    rows = []
+    rows, before = [], []
     for item in [*planned, *(item for item in shown if item not in planned)]:
         if item in shown:
             rows.append(of_mean("C6", SLOPE_OF + item, f"{VAR_PCT} per layer", shown[item], indices))
+            before.append(_before("C6", SLOPE_OF + item, f"{VAR_PCT} per layer", shown[item], indices))
         else:
             rows.append(_untested(SLOPE_OF + item, "pictures without twins, or without the item"))
-    return rows
+    return [*rows, *before]
 
 
 def of_mean(claim: str, quantity: str, unit: str, values: Floats, indices: Indices) -> Row:
@@ -133,9 +152,12 @@ def _removed_together(joint: pd.DataFrame | None, layers: Sequence[int]) -> Row:
         return _untested(REMOVED_TOGETHER, f"joint_removal has no group of layers {named}")
     found = rows.iloc[0]
     limits = Interval(*(np.array([found[name]], dtype=np.float64) for name in ("joint_var_pct", "ci_low", "ci_high")))
-    row = _row(REMOVED_TOGETHER, VAR_PCT, limits, _level("C1", REMOVED_TOGETHER), int(found["n"]))
+    level = _level("C1", REMOVED_TOGETHER)
+    if level != LEVEL:
+        raise ValueError(f"plan.yaml: C1: together_level: expected {LEVEL:g}, that of joint_removal, got {level:g}")
+    row = _row(REMOVED_TOGETHER, VAR_PCT, limits, level, int(found["n"]))
     note = f"the effects of the single heads add up to {found['sum_of_single_var_pct']:.3g} %"
-    return row | {"note": note, SHARE: found.get("largest_picture_share", np.nan)}
+    return row | {"note": note, SHARE: abs(found.get("largest_picture_share", np.nan))}
 
 
 def _left_out(claim: str, row: Row, rest: LeftOut) -> Row:

@@ -1,5 +1,8 @@
 """Does a map tell what a head does? Attention on a region against what the region does through that head (C5).
 
+The attention is that of the map, as the claim is about maps: of the CLS query, on patches alone, which sum to 1. Beside
+it stands the share of the whole attention, which special tokens take from; it bounds what hiding a region can do.
+
 Takes the tables of ``knockout``, ``patching`` and ``concepts``; gives rows (columns of
 :data:`analysis.verdict_rules.MEASURED`). The statistic is the mean over regions of Spearman's correlation over heads,
 its interval by the jackknife over heads on Fisher's scale. Judges nothing.
@@ -21,7 +24,7 @@ from analysis.artists import head_name
 from analysis.fragility import LeftOut, left_out
 from analysis.intervals import Interval
 from analysis.plan import read_plan
-from analysis.verdict_rules import KNOCKED_OUT, PATCHED, word_of
+from analysis.verdict_rules import KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED, word_of
 
 LEAST_HEADS = 5
 NEARLY_ONE = 1 - 1e-9  # a correlation of 1 has no place on Fisher's scale
@@ -36,9 +39,12 @@ def maps_tell(tables: Mapping[str, pd.DataFrame], model: str) -> list[Row]:
     for quantity, name in ((KNOCKED_OUT, "knockout"), (PATCHED, "patching")):
         found = tables.get(name)
         if found is None or found.empty:
-            rows.append({"quantity": quantity, "note": f"the run has no table {name}"})
+            beside = [KNOCKED_OUT_WHOLE] if name == "knockout" else []
+            rows += [{"quantity": each, "note": f"the run has no table {name}"} for each in (quantity, *beside)]
         elif name == "knockout":
-            rows.append(_row(quantity, found.assign(size=found["effect_var_pct"].abs())))
+            sized = found.assign(size=found["effect_var_pct"].abs())
+            rows.append(_row(quantity, sized.assign(mass=found["mass_of_map"])))
+            rows.append(_row(KNOCKED_OUT_WHOLE, sized))
         else:
             rows.append(_row(quantity, _with_mass(found, tables.get("concepts"), model)))
     return rows

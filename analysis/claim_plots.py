@@ -6,6 +6,7 @@ Takes the tables of :mod:`analysis.claim_tables`; gives a `Figure`. The conventi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from textwrap import fill
 from typing import Any
@@ -28,7 +29,9 @@ PUBLISHED = {
     "mean effect of layers 1-3 over the study's own": 1.0,
     "effect of layer 6 over that of layers 1-3": 3.1,
 }
+STUDY_LAYERS = "layers as the study counts them, from 1 (its layers 1-3 are L0-L2)"
 WIDTH = 44
+MOST_TICKS = 5
 BAND = "0.9"
 OFFSET = 0.27  # of a row, to the trimmed mean above and to what is left without one below
 
@@ -36,8 +39,9 @@ Row = Mapping[Hashable, Any]
 
 
 def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Figure:
-    """Every quantity of a claim, a panel each, a row a run; but what version 1 of the plan judged by. ValueError for a
-    claim that the tables do not have."""
+    """Every quantity of a claim, a panel each, a row a run; but what version 1 of the plan judged by. Quantities that
+    differ in their last word alone share one range. The title says how layers are counted where a quantity counts them.
+    ValueError for a claim that the tables do not have."""
     found = table[(table["claim"] == claim) & (table["part"] != VERSION_1)]
     if found.empty:
         raise ValueError(f"claims: no rows of {claim}")
@@ -46,28 +50,39 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     presets = list(dict.fromkeys(found["preset"]))
     num_columns = min(2, len(quantities))
     num_rows = -(-len(quantities) // num_columns)
-    figure = Figure((6.2 * num_columns, 1.5 + num_rows * (1.4 + 0.42 * len(runs))), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06}).ravel()
+    figure = Figure((4.8 * num_columns, 1.7 + num_rows * (1.4 + 0.42 * len(runs))), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.04}).ravel()
+    kinds: dict[tuple[str, str], list[tuple[Axes, str]]] = {}
+    drawn: dict[tuple[str, str], list[float]] = {}
     for ax, quantity in zip(panels[: len(quantities)], quantities, strict=True):
-        _panel(ax, claim, found[found["quantity"] == quantity], quantity, runs, presets)
+        rows = found[found["quantity"] == quantity]
+        units = rows["unit"].dropna()
+        kind = (quantity.rpartition(" ")[0] or quantity, str(units.iloc[0]) if len(units) else "")
+        kinds.setdefault(kind, []).append((ax, quantity))
+        drawn.setdefault(kind, []).extend(_panel(ax, rows, quantity, runs, presets))
+    for kind, alike in kinds.items():
+        _scale(alike, claim, kind[1], drawn[kind])
     for ax in panels[len(quantities) :]:
         ax.remove()
     told = verdicts[verdicts["claim"] == claim]
     judged = "; ".join(f"{row['preset']} pictures: {row['verdict']}" for _, row in told.iterrows())
     title = f"{claim}: {read_plan()[claim]['claim']}\n{judged}"
-    figure.suptitle("\n".join(fill(line, 60 * num_columns) for line in title.splitlines()), fontsize=11)
+    if any(re.search(r"\blayers? \d", quantity) for quantity in quantities):
+        title += f"\n{STUDY_LAYERS}"
+    figure.suptitle("\n".join(fill(line, 52 * num_columns) for line in title.splitlines()), fontsize=10)
     known: dict[str, Artist] = {}
     for ax in panels[: len(quantities)]:
         for artist, label in zip(*ax.get_legend_handles_labels(), strict=True):
             known.setdefault(label, artist)
     if known:
-        columns = 4 if num_columns > 1 else 2
+        columns = 3 if num_columns > 1 else 2
         figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns, fontsize=8,
                       frameon=False)  # fmt: skip
     return figure
 
 
-def _panel(ax: Axes, claim: str, rows: pd.DataFrame, quantity: str, runs: list[str], presets: list[str]) -> None:
+def _panel(ax: Axes, rows: pd.DataFrame, quantity: str, runs: list[str], presets: list[str]) -> list[float]:
+    """All of a panel but its scale. Gives the numbers drawn."""
     by_run = {str(row["run"]): row for row in rows.to_dict("records")}
     drawn: list[float] = []
     for place, run in enumerate(runs):
@@ -86,18 +101,34 @@ def _panel(ax: Axes, claim: str, rows: pd.DataFrame, quantity: str, runs: list[s
     part = str(rows["part"].iloc[0])
     told = {BESIDE: "beside: ", GUARD: "guard: ", MEASURED_ONLY: "beside: "}.get(part, "")
     dress(ax, None, "", fill(told + quantity, WIDTH))
-    units = rows["unit"].dropna()
-    label = str(units.iloc[0]) if len(units) else ""
+    return drawn
+
+
+def _scale(alike: list[tuple[Axes, str]], claim: str, unit: str, drawn: list[float]) -> None:
+    """Label, ticks and range of panels of one kind, from the numbers drawn in any of them, with the claimed ranges."""
     if not drawn:
-        ax.set_xticks([])
+        for ax, _ in alike:
+            ax.set_xticks([])
         return
-    if max(abs(value) for value in drawn) > 20 * max(1e-9, float(np.median(np.abs(drawn)))):
-        effect_scale(ax, "x", drawn, label, linear_within(drawn))
-    else:
-        ax.set_xlabel(label, fontsize=9)
-    if label == "heads":
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _claimed(ax, claim, quantity, drawn)
+    heavy = max(abs(value) for value in drawn) > 20 * max(1e-9, float(np.median(np.abs(drawn))))
+    for ax, _ in alike:
+        if heavy:
+            effect_scale(ax, "x", drawn, unit, linear_within(drawn))
+        else:
+            ax.set_xlabel(unit, fontsize=9)
+        if ax.get_xscale() == "linear":
+            ax.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=unit == "heads"))
+    claimed = {quantity: rule.claimed for _, quantity in alike if (rule := rule_of(claim, quantity)) is not None}
+    ends = [end for range_ in claimed.values() for end in (range_.low, range_.high) if np.isfinite(end)]
+    shown = [*drawn, *ends]
+    margin = 0.06 * ((max(shown) - min(shown)) or abs(max(shown)) or 1.0) if ends else np.nan
+    limits = np.array([ax.get_xlim() for ax, _ in alike])
+    low, high = np.fmin(limits[:, 0].min(), min(shown) - margin), np.fmax(limits[:, 1].max(), max(shown) + margin)
+    for ax, quantity in alike:
+        if quantity in claimed:
+            start, stop = max(claimed[quantity].low, low), min(claimed[quantity].high, high)
+            ax.axvspan(start, stop, color=BAND, zorder=0, label="what is claimed")
+        ax.set_xlim(low, high)
 
 
 def _measured(ax: Axes, row: Row, place: int, colour: str) -> list[float]:
@@ -134,17 +165,3 @@ def _references(rows: pd.DataFrame, quantity: str) -> list[tuple[str, str, float
     """Label, line style and value of what others say of the quantity."""
     found = [("released procedure", ":", float(value)) for value in rows["as_released"].dropna().iloc[:1]]
     return found + ([("published", "--", PUBLISHED[quantity])] if quantity in PUBLISHED else [])
-
-
-def _claimed(ax: Axes, claim: str, quantity: str, drawn: list[float]) -> None:
-    """The claimed range as a band, as far as the axis goes, which is widened to show where it begins."""
-    rule = rule_of(claim, quantity)
-    if rule is None:
-        return
-    ends = [value for value in (rule.claimed.low, rule.claimed.high) if np.isfinite(value)]
-    shown = [*drawn, *ends]
-    margin = 0.06 * ((max(shown) - min(shown)) or abs(max(shown)) or 1.0)
-    low, high = ax.get_xlim()
-    low, high = min(low, min(shown) - margin), max(high, max(shown) + margin)
-    ax.axvspan(max(rule.claimed.low, low), min(rule.claimed.high, high), color=BAND, zorder=0, label="what is claimed")
-    ax.set_xlim(low, high)

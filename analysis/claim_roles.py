@@ -41,7 +41,7 @@ from analysis.verdict_rules import (
 )
 
 HEADS, SHARE_OF_HEADS = "heads", "share of heads"
-DETECTOR, OPEN, UNJUDGED = "detector", "undecided", "untested"
+DETECTOR, STAYS, OPEN, UNJUDGED = "detector", "position prior", "undecided", "untested"
 NO_MASKS = "pictures without masks have no roles"
 
 Floats = NDArray[np.float64]
@@ -103,10 +103,7 @@ def irrelevant_detectors(roles: pd.DataFrame, effects: Floats, indices: Indices)
         here = roles[roles["query"].isin(queries)] if len(roles) else roles
         if not len(here):
             rows.append({"quantity": quantity, "note": NO_MASKS})
-        elif (
-            not here["verdict"].isin(["detector", "position prior", "undecided"]).any()
-            and (here["verdict"] != "").any()
-        ):
+        elif not here["verdict"].isin([DETECTOR, STAYS, OPEN]).any() and (here["verdict"] != "").any():
             rows.append({"quantity": quantity, "note": "pictures without twins confirm no detector"})
         else:
             rows.append(_detectors(quantity, here[here["layer"].isin(plan["layers"])], effects, indices))
@@ -145,7 +142,7 @@ def looking(roles: pd.DataFrame) -> dict[tuple[int, int], str]:
     order = (DETECTOR, OPEN, UNJUDGED)
     for row in roles.to_dict("records"):
         named = str(row["concepts"]).split(";") if isinstance(row["concepts"], str) else []
-        if not concepts & set(named) or row["verdict"] == "position prior":
+        if not concepts & set(named) or row["verdict"] == STAYS:
             continue
         state = row["verdict"] if row["verdict"] in (DETECTOR, OPEN) else UNJUDGED
         head = (int(row["layer"]), int(row["head"]))
@@ -191,8 +188,22 @@ def maps_repeat(roles: pd.DataFrame, halves: pd.DataFrame, indices: Indices) -> 
     if not len(mono) or (mono["verdict"] == UNJUDGED).all():
         note = "pictures without twins confirm no head" if len(mono) else "no head is monosemantic"
         return [*rows, {"quantity": CONFIRMED, "note": note}]
-    share = _counted("C5", CONFIRMED, (mono["verdict"] == DETECTOR).to_numpy(), _head_names(mono), level)
-    return [*rows, share | {"level": level} | pictures]
+    return [*rows, _confirmed(mono, level) | {"level": level} | pictures]
+
+
+def _confirmed(mono: pd.DataFrame, level: float) -> Row:
+    """The share of monosemantic heads that twins confirm, left out one at a time: its lower limit counts those that are
+    confirmed, its upper one all whose attention was not seen to stay; what twins left open, or had no edit for, is
+    evidence of neither."""
+
+    def limits(verdicts: NDArray[Any]) -> Limits:
+        value, low, _ = proportion(verdicts == DETECTOR, level)
+        return value, low, proportion(verdicts != STAYS, level)[2]
+
+    verdicts = mono["verdict"].to_numpy(dtype=object)
+    count = len(verdicts)
+    each = [limits(np.delete(verdicts, place)) for place in range(count)] if count > 1 else []
+    return _head_row("C5", CONFIRMED, SHARE_OF_HEADS, limits(verdicts), each, _head_names(mono)) | {"n_heads": count}
 
 
 def _kappa(halves: pd.DataFrame, indices: Indices, level: float) -> Row:

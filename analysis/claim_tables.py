@@ -110,7 +110,7 @@ def verdicts_table(table: pd.DataFrame) -> pd.DataFrame:
                     "largest_picture_share": tests["largest_picture_share"].max(),
                     "beside": measured(found[found["part"].isin([BESIDE, GUARD])], with_test=True),
                     "models": len(words),
-                    "differs": found["differs"].iloc[0],
+                    "differs": "; and ".join(dict.fromkeys(found["differs"])),
                 }
             )
     return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
@@ -160,7 +160,8 @@ class Fragility:
         if self.by_trimmed:
             parts.append(f"by trimmed means {self.by_trimmed}")
         if np.isfinite(self.share):
-            told = f"{100 * self.share:.2g} % of" if self.share <= 1 else "larger than"
+            digits = ".2g" if self.share < 0.1 else ".0f"
+            told = f"{100 * self.share:{digits}} % of" if self.share <= 1 else "larger than"
             parts.append(f"largest picture {told} the effect")
         return ", ".join(parts)
 

@@ -133,7 +133,16 @@ def released_values(audit: Path) -> dict[str, tuple[float, float]]:
     if not (audit / "manifest.json").is_file():
         raise FileNotFoundError(f"{audit}: expected a finished audit (manifest.json) of python -m analysis.published")
     trend = read_table(audit / "trend.csv")
-    row = trend[(trend["configuration"] == AS_RELEASED_NAME) & (trend["order"] == order_name(0))].iloc[0]
+    needed = ("configuration", "order", "early_var_pct", "early_pct", "sixth_over_early", "late_over_early")
+    absent = [name for name in needed if name not in trend]
+    if absent:
+        raise ValueError(f"{audit / 'trend.csv'}: missing column(s) {', '.join(absent)}")
+    rows = trend[(trend["configuration"] == AS_RELEASED_NAME) & (trend["order"] == order_name(0))]
+    if len(rows) != 1:
+        raise ValueError(
+            f"{audit / 'trend.csv'}: expected one row of {AS_RELEASED_NAME}, {order_name(0)}, got {len(rows)}"
+        )
+    row = rows.iloc[0]
     found = {
         "mean effect of layers 1-3": (row["early_var_pct"], row["early_pct"]),
         "effect of layer 6 over that of layers 1-3": (row["sixth_over_early"], np.nan),

@@ -19,7 +19,8 @@ PACKAGES = ("analysis", "attribution", "data_synth")
 # Tables of methods and checks (an entry more changes no other), records of what is asked and what is known, and what
 # tells code and values apart (it decides whether a stored number is taken, never what the number is).
 NOT_FOLLOWED = frozenset(
-    {"METHODS", "PIXEL_METHODS", "CHECKS", "LEFT_OUT", "CompareSettings", "Method", "Pass", "code_sha256", "held_sha256"}
+    {"METHODS", "PIXEL_METHODS", "CHECKS", "LEFT_OUT", "CompareSettings", "Method", "Pass"}
+    | {"code_sha256", "held_sha256"}
 )
 _STATEMENTS = "<statements>"  # of a module, outside any definition
 

@@ -37,10 +37,12 @@ def difference_table(
     indices: Indices,
     seed: int,
     *,
+    against: str | None = None,
     estimator: str = "mean",
     num_halves: int = 200,
 ) -> pd.DataFrame:
-    """The best method on trial against every other method and control, under each truth: `COLUMNS`.
+    """The best method on trial, or the one that ``against`` names, against every other method and control, under each
+    truth: `COLUMNS`.
 
     `scores` name -> `[image layer head]`, larger = matters more, of the first n pictures of a run; `truths` name ->
     `[image layer head]` of the first pictures likewise; `indices(n)` -> the bootstrap matrix `[replicate image]`;
@@ -67,7 +69,7 @@ def difference_table(
             (SAME, _over_resamples(scores, truth, indices, estimator), _judge_resamples),
             (DIFFERENT, _over_halves(scores, truth, seed, num_halves, estimator), _judge_left_out),
         ):
-            found = _against_the_best(scores, len(truth), controls, rho_of, judge)
+            found = _against_one(scores, len(truth), controls, against, rho_of, judge)
             if found is None:
                 continue
             has_best = True
@@ -78,14 +80,16 @@ def difference_table(
     return pd.DataFrame(records, columns=list(COLUMNS))
 
 
-def _against_the_best(
+def _against_one(
     scores: Mapping[str, NDArray[np.floating]],
     num_images: int,
     controls: Collection[str],
+    against: str | None,
     rho_of: Rho,
     judge: Callable[[Floats], tuple[float, float, float]],
 ) -> list[tuple[str, str, float, float, float, float, int]] | None:
-    """Method, best, difference, its limits, p and n for every method but the best; None where there is no best."""
+    """Method, the best (or the one named), difference, its limits, p and n for every other method; None where there is
+    no best."""
     own = {
         name: float(rho_of(name, min(len(found), num_images))[0])
         for name, found in scores.items()
@@ -94,7 +98,7 @@ def _against_the_best(
     known = {name: value for name, value in own.items() if np.isfinite(value)}
     if not known:
         return None
-    best = max(known, key=lambda name: known[name])
+    best = max(known, key=lambda name: known[name]) if against is None else against
     rows = []
     for name in scores:
         if name != best:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.adopted_scores import adopt_scores, told, write_record
+from analysis.adopted_scores import adopt_scores, forget_adopted, told, write_record
 from analysis.checks import twins_shown
 from analysis.checks.evidence import Evidence, Head
 from analysis.checks.trials import check_passes, check_tables, chosen_checks, looking_orders, orders_of
@@ -143,10 +143,10 @@ def explain(
     if adopt:
         survey = survey_pictures(work, replace(first, depends_on={}, forwards=0.0), {})
         adopt_from_other_code(work, survey, [first, *others], adopt)
-        known = known_pieces(work)
+        known = _known(work)
         compute_passes(work, survey, [first], known)
     else:
-        known = known_pieces(work)
+        known = _known(work)
         survey = survey_pictures(work, first, known)
         join_scores(work, first.depends_on, survey.pieces())
     if not opened.is_control:
@@ -190,7 +190,7 @@ def _with_checks(
     files = more.files
     if adopt:
         adopt_from_other_code(more, survey, passes, adopt)
-    compute_passes(more, survey, passes, known_pieces(more))
+    compute_passes(more, survey, passes, _known(more))
     if explained is None:
         return None
     evidence = Evidence(
@@ -224,6 +224,14 @@ def shared_indices(settings: CompareSettings) -> Callable[[int], NDArray[np.int6
     )
 
 
+def _known(work: Work) -> Known:
+    """The finished pieces; of what has none, nothing is told of adopted scores any more: it is computed anew."""
+    known = known_pieces(work)
+    anew = [name for name, found in known.items() if not found]
+    work.processes.gathered(lambda: forget_adopted(work.folder, anew) if work.processes.is_main else None)
+    return known
+
+
 def compute_passes(work: Work, survey: Survey, passes: Sequence[Pass], known: Known) -> None:
     """Compute what is missing of passes, each for its own pictures; a piece that several take is drawn once."""
     jobs: dict[Piece, list[Pass]] = {piece: [] for piece in survey.pieces()}
@@ -251,6 +259,7 @@ def _prepare(folder: Path, processes: Processes, overwrite: bool) -> None:
         if overwrite:
             remove_scores(folder)
             timings_path(folder).unlink(missing_ok=True)
+            forget_adopted(folder)
 
     processes.gathered(lambda: clear() if processes.is_main else None)
     processes.gathered(lambda: None if processes.is_main else clear())  # where the folder is another host's

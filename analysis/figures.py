@@ -104,10 +104,11 @@ def write_figures(
     add(
         "layer_profile",
         "Effect by layer",
-        "Mean effect of the heads of each layer, in % of the label variance.",
-        one(lambda ax: plots.layer_profile(layers, ax=ax, label="mean effect\n(% of the label variance)"), (7.0, 4.2)),
+        "Mean effect of setting a head of each layer to zero, in % of the label variance, with 95 % intervals.",
+        one(lambda ax: plots.layer_profile(layers, ax=ax, label=f"mean {artists.effect_label(effect)}"), (7.0, 4.2)),
     )
     methods = tables["methods"]
+    controls = methods["method"][methods["family"] == "control"]
     if agreement is not None:
         add(
             "agreement",
@@ -121,7 +122,8 @@ def write_figures(
             "method_scatter",
             "Methods against ablation, head by head",
             "Score of each method against the effect of removing the head. Scores are turned so that larger means "
-            "that the head matters more.",
+            "that the head matters more; ρ is of the same pictures for both, which for some methods are the first ones "
+            "alone.",
             method_plots.method_scatter(scorecard, agreement, effect=effect, truth=truth),
         )
     for name, title, caption, figure in league_figures(tables):
@@ -148,7 +150,8 @@ def write_figures(
         add(
             "looks_at_against_matters",
             "Looking at the chirp against mattering",
-            "Adjusted IoU with the chirp against the effect of removing the head; lines are medians, to read by.",
+            "Adjusted IoU of the CLS query with the chirp against the effect of removing the head; dashed: medians "
+            "over heads, to read by.",
             one(lambda ax: plots.quadrant(scorecard, ax=ax, effect=effect), (7.5, 5.5)),
         )
         add(
@@ -162,8 +165,8 @@ def write_figures(
         add(
             "pixel_localization",
             "Pixel methods against the chirp",
-            "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches.",
-            one(lambda ax: method_plots.pixel_localization_bars(pixel_localization, ax=ax), (7.0, 3.2)),
+            "Pixel IoU with the chirp, beside chance and the ceiling of any map made of patches; controls are grey.",
+            artists.figure_of(method_plots.pixel_localization_bars(pixel_localization, controls=controls)),
         )
     if pixel_maps:
         shown = slice(0, min(GALLERY_PICTURES, len(images)))

@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 
 from analysis.interval_trials import KINDS, Population, Trial, trial, with_tails
 from analysis.intervals import kind_for
+from analysis.manifest import git_state, versions
+from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
 from analysis.score_files import read_scores
 from analysis.tables import write_table
 
 SIZES = (16, 64, 128, 512)
 LEAST_PICTURES = 20
 EVERY = {"mean": 1, "trimmed": 6}  # which heads are tried: all, or every sixth where a set takes seconds
-NAME = "interval_coverage.csv"
+NAME, MANIFEST = "interval_coverage.csv", "interval_coverage.json"
+LEAST = {"sets": 2, "trimmed_sets": 2, "bootstrap_replicates": 10, "trimmed_replicates": 10, "seed": 0}  # of options
 # Kinds whose mean gaps differ by less than this are level: 200 sets and 12 heads cannot tell them apart.
 LEVEL_WITHIN = 0.005
 
@@ -103,6 +106,14 @@ def best_kinds(table: pd.DataFrame, run: str) -> pd.Series:
     return gaps.idxmin(axis=1).where(~level, "student_t")
 
 
+def outputs_of(output: Path) -> Outputs:
+    """What the command writes; its manifest has a name of its own, so that it can stand beside another's."""
+    earlier = ("estimator", "run", "tails", "num_pictures", "interval")
+    return Outputs(
+        output, "analysis.interval_coverage", (NAME,), MANIFEST, lambda: by_header(output, NAME, earlier, MANIFEST)
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input)."""
     parser = argparse.ArgumentParser(
@@ -119,15 +130,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     try:
-        for name, least in {"sets": 2, "trimmed_sets": 2, "bootstrap_replicates": 10, "trimmed_replicates": 10,
-                            "seed": 0}.items():  # fmt: skip
+        for name, least in LEAST.items():
             if getattr(options, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
         names = [run.resolve().name for run in options.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected folders of different names, got {', '.join(names)}")
+        outputs = outputs_of(options.output_dir)
+        require_own(outputs)
         effects = {name: read_effects(run) for name, run in zip(names, options.runs, strict=True)}
-        options.output_dir.mkdir(parents=True, exist_ok=True)
         table = pd.concat(
             [
                 coverage_rows(
@@ -141,7 +152,10 @@ def main(argv: list[str] | None = None) -> int:
             ],
             ignore_index=True,
         )
+        start_writing(outputs)
         write_table(table, options.output_dir / NAME)
+        record = {name: getattr(options, name) for name in LEAST}
+        finish_writing(outputs, {"runs": names, "settings": record, "versions": versions(), "git": git_state()})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, NullLocator
+from numpy.typing import NDArray
 
 from analysis.artists import (
     PLAIN,
@@ -24,7 +25,6 @@ from analysis.artists import (
     effect_scale,
     head_grid,
     head_name,
-    label_points,
     largest_size,
     linear_within,
     require_columns,
@@ -34,27 +34,37 @@ from analysis.artists import (
     tiles,
 )
 from analysis.cells import dot_sure_cells
+from analysis.point_labels import label_points
 
 KNOCKOUT = "effect_var_pct"
+PRINTED = 0.01  # what the numbers in the cells tell apart
+MASS_TICKS = np.array([0, 0.05, 0.25, 0.5, 1])
 KNOCKOUT_LABEL = "effect of hiding the region\n(% of the label variance)"
 
 
 def knockout_table(knockout: pd.DataFrame, *, regions: Sequence[str] | None = None) -> Figure:
     """For each region what a head loses when it cannot look there, and below it how much it looks there.
 
-    One colour scale for all effects, one for all masses. A dot marks effects whose interval excludes 0.
+    One colour scale for all effects, one for all masses; effects that print as .00 are as good as white. A dot marks
+    effects whose interval excludes 0. Titles have the number of pictures, where the table has it.
     """
     tables = _by_region(knockout, regions, ("ci_low", "ci_high"))
     effects = {region: head_grid(table, KNOCKOUT, "knockout") for region, table in tables.items()}
     masses = {region: head_grid(table, "mass", "knockout") for region, table in tables.items()}
     num_layers, num_heads = (max(grid.shape[axis] for grid in effects.values()) for axis in (0, 1))
     strips, num_cols = tiles(len(tables), 4 if num_heads <= 6 else 2)
-    width, height = max(1.6, 0.4 + 0.29 * num_heads), max(1.5, 0.6 + 0.22 * num_layers)
+    width, height = max(1.6, 0.4 + 0.29 * num_heads), max(1.6, 0.7 + 0.22 * num_layers)
     figure = Figure((1.7 + num_cols * width, 0.3 + 2 * strips * height), layout="constrained")
     panels = figure.subplots(2 * strips, num_cols, squeeze=False)
     every = np.concatenate([grid.ravel() for grid in effects.values()])
-    limit, linear = largest_size(every), linear_within(every)
-    norm = Normalize(-limit, limit) if linear is None else SymLogNorm(linear, vmin=-limit, vmax=limit)
+    limit, linear = max(largest_size(every), PRINTED), linear_within(every)
+    if linear is not None:
+        linear = max(linear, PRINTED)
+    norm = (
+        Normalize(-limit, limit)
+        if linear is None
+        else SymLogNorm(linear, linscale=0.3, vmin=-limit, vmax=limit)  # the linear part is a small part of the colours
+    )
     looks = Normalize(0, largest_size(np.concatenate([grid.ravel() for grid in masses.values()])))
     images: dict[str, AxesImage] = {}
     used: dict[str, list[Axes]] = {"effect": [], "mass": []}
@@ -65,8 +75,8 @@ def knockout_table(knockout: pd.DataFrame, *, regions: Sequence[str] | None = No
         limits = [head_grid(table, f"ci_{side}", "knockout") for side in ("low", "high")]
         dot_sure_cells(top, images["effect"], effects[region], limits, (0.38, 0.32))
         images["mass"] = draw_cells(below, masses[region], looks, "viridis", _short, 5.5)
-        dress(top, "", "layer" if col == 0 else "", f"{region}: effect of hiding it")
-        dress(below, "head", "layer" if col == 0 else "", f"{region}: attention on it")
+        dress(top, "", "layer" if col == 0 else "", f"{_with_pictures(region, table)}:\neffect of hiding it")
+        dress(below, "head", "layer" if col == 0 else "", f"{region.replace('_', ' ')}: attention on it")
         for panel, kind in ((top, "effect"), (below, "mass")):
             panel.tick_params(labelsize=7, labelleft=col == 0, labelbottom=kind == "mass")
             used[kind].append(panel)
@@ -89,11 +99,14 @@ def knockout_table(knockout: pd.DataFrame, *, regions: Sequence[str] | None = No
 
 
 def mass_against_knockout(knockout: pd.DataFrame, *, regions: Sequence[str] | None = None, labelled: int = 6) -> Figure:
-    """How much a head looks at a region against what it loses when it cannot: a panel per region, a point per head."""
+    """How much a head looks at a region against what it loses when it cannot: a panel per region, a point per head.
+
+    All panels share both axes; that of the attention is a square root, as most heads give a region little.
+    """
     tables = _by_region(knockout, regions, ())
     num_rows, num_cols = tiles(len(tables), 3)
     figure = Figure((1.4 + 2.8 * num_cols, 0.6 + 2.9 * num_rows), layout="constrained")
-    panels = figure.subplots(num_rows, num_cols, squeeze=False, sharey=True).ravel()
+    panels = figure.subplots(num_rows, num_cols, squeeze=False, sharex=True, sharey=True).ravel()
     depth = depth_colours(knockout["layer"])
     pairs = []
     for panel, (region, table) in zip(panels[: len(tables)], tables.items(), strict=True):
@@ -102,15 +115,24 @@ def mass_against_knockout(knockout: pd.DataFrame, *, regions: Sequence[str] | No
         panel.scatter(
             known["mass"], known[KNOCKOUT], c=known["layer"], s=24, edgecolors="white", linewidths=0.3, **depth
         )
-        panel.margins(0.12, 0.1)
         missing = len(table) - len(known)
-        dress(panel, "attention on the region", "", region + (f" ({missing} heads without a value)" if missing else ""))
+        note = f" ({missing} heads without a value)" if missing else ""
+        dress(panel, "", "", _with_pictures(region, table) + note)
         pairs.append((panel, known))
     effect_scale(panels[0], "y", knockout[KNOCKOUT], KNOCKOUT_LABEL)
+    panels[0].margins(0.12, 0.1)
+    most = largest_size(knockout["mass"].to_numpy(float))
+    panels[0].set_xscale("function", functions=(_signed_root, _signed_square))
+    panels[0].set_xlim(_signed_square(np.array([-0.06, 1.16]) * np.sqrt(most)))
+    ticks = MASS_TICKS * 10.0 ** np.floor(np.log10(3 * most))
+    panels[0].xaxis.set_major_locator(FixedLocator(ticks[ticks <= 1.1 * most].tolist()))
+    panels[0].xaxis.set_major_formatter(PLAIN)
     label = panels[0].get_ylabel()
     panels[0].set_ylabel("")
-    for panel in panels[len(tables) :]:
+    for at, panel in enumerate(panels[len(tables) :], len(tables)):
+        panels[at - num_cols].tick_params(labelbottom=True)
         panel.remove()
+    figure.supxlabel("share of the CLS attention on the region (square-root axis)", fontsize=9)
     figure.supylabel(label, fontsize=9, ma="center")
     depth_bar(figure, list(panels[: len(tables)]), depth)
     for panel, known in pairs:
@@ -128,6 +150,19 @@ def _by_region(knockout: pd.DataFrame, regions: Sequence[str] | None, more: Sequ
     for table in tables.values():
         require_heads(table, KNOCKOUT, "mass", table="knockout")
     return tables
+
+
+def _with_pictures(region: str, table: pd.DataFrame) -> str:
+    name = region.replace("_", " ")
+    return f"{name} (n={table['n'].max():.0f})" if "n" in table else name
+
+
+def _signed_root(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values * np.abs(values)
 
 
 def _short(value: float) -> str:

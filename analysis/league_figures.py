@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import check_plots, knockout_plots, league_plots, tail_plots
 from analysis.artists import figure_of
-from analysis.intervals import indicative
+from analysis.captions import pictures_told
 
 Drawn = tuple[str, str, str, Figure]
 
@@ -45,7 +45,8 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
                 "cost_front",
                 "What agreement costs",
                 "Price of a method in forward passes per picture against its agreement with zero ablation of other "
-                "pictures (pale: of the same). The line is the front of those that no cheaper method matches; dashed: "
+                "pictures (pale: of the same). The line is the front of those that no cheaper method matches, controls "
+                "left out; dashed: "
                 "zero ablation of so few of the method's pictures that it costs the same, judged on the same other "
                 "pictures; ringed: the methods that agree better than that. Prices are counted passes, a backward pass "
                 "as 1.3.",
@@ -60,24 +61,23 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
         return name in tables and len(tables[name]) > 0
 
     def of(name: str) -> str:
-        count = int(tables[name]["n"].max())
-        return f" The first {count} pictures" + (", indicative only." if indicative(count) else ".")
+        return f" {pictures_told(tables[name])}"
 
     if has("curves"):
         yield (
             "removal_curves",
             "Removing heads in each method's order",
             "Mean rise of the loss when heads leave one after the other, most important first and least important "
-            "first. A good order rises early on the left and late on the right; grey: nine tenths of the random orders."
-            + of("curves"),
+            "first. A good order rises early on the left and late on the right; colour bands: 95 % intervals of the "
+            "two best; grey band: nine tenths of the random orders, dashed their median." + of("curves"),
             check_plots.removal_curves(tables["curves"]),
         )
         yield (
             "area_gaps",
             "Which orders of removal are better than chance",
             "Area under the curve with the most important heads first less that with the least important first, with "
-            "95 % intervals over pictures; grey: the range of random orders (ticks), each from either end."
-            + of("curves"),
+            "95 % intervals over pictures; grey: the range of random orders (ticks), each from either end. The method "
+            "random is one more such order." + of("curves"),
             tail_plots.area_gaps(tables["curves"]),
         )
     if has("redundancy"):
@@ -109,7 +109,8 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
         yield (
             "mass_against_knockout",
             "Looking at a region against needing to",
-            "The same numbers head by head." + of("knockout"),
+            "The same numbers head by head: share of the CLS query's attention against the effect of hiding the region."
+            + of("knockout"),
             knockout_plots.mass_against_knockout(tables["knockout"]),
         )
     if has("randomised"):

@@ -29,11 +29,14 @@ from analysis.artists import (
     require_columns,
     rows_where,
     true_minus,
+    truth_words,
 )
+from analysis.captions import fewer_pictures, names_with_n
 from analysis.cells import CORRELATION, grey_names, grid_of, slant, table_cells, two_digits
-from analysis.method_plots import names_with_n
 from analysis.point_labels import name_all
 
+FRONT = "best for its price, controls left out"
+AVERAGES = {"mean": "averaged over pictures", "trimmed": "as trimmed means over pictures"}
 SPLIT_HALF = "spearman_split_half"
 BEATS = "better than ablation at its price"
 
@@ -49,7 +52,8 @@ def truth_matrix(
     """How far the truths agree: rank correlation of each with each other over heads, with interval.
 
     Framed on the diagonal: the correlation of a truth with itself between two halves of the pictures, the most that a
-    correlation with it can be expected to reach. A pair may stand in the table once or in both orders.
+    correlation with it can be expected to reach. A pair may stand in the table once or in both orders. A truth of fewer
+    pictures than others bears its number.
     """
     columns = ("truth_a", "truth_b", "value", "ci_low", "ci_high", "n")
     pairs = rows_where(truths, "truths", estimator=estimator)
@@ -70,7 +74,8 @@ def truth_matrix(
         for target, column in ((grid, "value"), (low, "ci_low"), (high, "ci_high")):
             target[cells] = pairs[column].to_numpy(float)
     ax = new_axes(ax, 3.0 + 0.95 * len(names), 1.7 + 0.62 * len(names))
-    labels = [truth_label(name) for name in names]
+    counts = pd.Series({name: pairs["n"][pairs[["truth_a", "truth_b"]].eq(name).any(axis=1)].max() for name in names})
+    labels = names_with_n(counts.rename(truth_label).to_frame("n"))
     image = table_cells(ax, pd.DataFrame(grid, index=labels, columns=labels), CORRELATION, "RdBu_r", size=8)
     for text, bottom, top in zip(list(ax.texts), low.ravel(), high.ravel(), strict=True):
         if np.isfinite([bottom, top]).all():
@@ -82,9 +87,9 @@ def truth_matrix(
     bar.set_label(f"{statistic} over heads".capitalize(), fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_major_formatter(PLAIN)
-    counts = sorted(set(pairs["n"].dropna().astype(int)))
-    note = f" ({counts[0]} pictures)" if len(counts) == 1 else ""
-    dress(ax, "", "", f"Truths against each other, {estimator}{note}\nframed: one half of the pictures with the other")
+    note = f" ({counts.max():.0f} pictures)" if counts.notna().any() else ""
+    title = f"Truths against each other: effects {AVERAGES.get(estimator, estimator)}{note}"
+    dress(ax, "", "", f"{title}\nframed: one half of the pictures with the other")
     return ax
 
 
@@ -99,7 +104,8 @@ def league_heatmap(
     """Each method's agreement with each truth on other pictures, and beside it its rank under each on the same ones;
     best first by the league's `value_cross`.
 
-    Names of controls are grey; a method whose scores are another's bears `= other`.
+    Names of controls are grey; a method whose scores are another's bears `= other`; methods and truths of fewer
+    pictures than others bear their number.
     """
     require_columns(league, ("method", "is_control", "n", "value_cross", "same_as"), "league")
     if league["method"].duplicated().any():
@@ -115,8 +121,9 @@ def league_heatmap(
     labels = names_with_n(ordered)
     twin = ordered["same_as"].astype(object).fillna("").astype(str)
     labels = [f"{label}  = {other}" if other else label for label, other in zip(labels, twin, strict=True)]
-    short = [truth_label(name) for name in names]
-    figure = Figure((3.6 + 1.02 * len(names), max(3.2, 1.5 + 0.25 * len(ordered))), layout="constrained")
+    counts = rows.groupby("truth")["n"].max().reindex(names) if "n" in rows else pd.Series(np.nan, index=names)
+    short = names_with_n(counts.rename(truth_label).to_frame("n"))
+    figure = Figure((4.2 + 1.02 * len(names), max(3.2, 1.5 + 0.25 * len(ordered))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.58, 0.42))
     image = table_cells(left, shown.set_axis(labels, axis=0).set_axis(short, axis=1), CORRELATION, "RdBu_r")
     last = np.nanmax([2.0, *ranks.to_numpy(float).ravel()])
@@ -129,12 +136,17 @@ def league_heatmap(
     )
     right.tick_params(labelleft=False)
     grey_names(left, ordered.index, ordered.index[ordered["is_control"].astype(bool)])
-    dress(left, "", "", f"{statistic.capitalize()} with each truth,\ndifferent pictures")
-    dress(right, "", "", "rank under each truth (1 = best),\nthe pictures that all have")
+    dress(left, "", "", f"{statistic.capitalize()} with each truth,\nscores and truth of different pictures")
+    ranked = (
+        f"rank by {statistic.capitalize()} on the same pictures\nunder each truth, of those that all have (1 = best)"
+    )
+    dress(right, "", "", ranked)
     for panel in (left, right):
         slant(panel)
-    bar = figure.colorbar(image, ax=left, pad=0.02, aspect=35)
-    bar.set_label(f"{statistic.capitalize()} ({estimator} over pictures)", fontsize=9)
+    if note := fewer_pictures(ordered):
+        figure.supxlabel(note, fontsize=8)
+    bar = figure.colorbar(image, ax=right, pad=0.03, aspect=35)
+    bar.set_label(f"left: {statistic.capitalize()}\n(effects {AVERAGES.get(estimator, estimator)})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_major_formatter(PLAIN)
     return figure
@@ -149,12 +161,13 @@ def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArra
     return np.asarray(front, dtype=np.intp)
 
 
-def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def cost_front(league: pd.DataFrame, *, ax: Axes | None = None, truth: str = "ablation_zero") -> Axes:
     """Agreement (different pictures) against the price in forwards, a named point per method; pale: the same pictures.
 
     The step line is the front of the methods that are no controls. The dashed line is zero ablation on as many
     pictures as a method's price pays for; ringed are the methods that pass the price test (`beats_ablation_at_cost`).
-    What costs nothing stands left of the break, at 0.
+    What costs nothing stands left of the dotted line, at 0. A method judged on fewer pictures than others bears its
+    number. `truth` is that of the league, for the label.
     """
     require_columns(league, ("method", "family", "is_control", "forwards", "spearman", "value_cross"), "league")
     known = league["forwards"].notna() & league["value_cross"].notna()
@@ -182,13 +195,13 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         won = table["beats_ablation_at_cost"].eq(True).to_numpy(bool)
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
         ax.scatter(cost[won], gain[won], s=80, zorder=5, label=BEATS, **ring)
-    last = cost.max(initial=nothing) * 2.2
+    last = cost.max(initial=nothing) * 8  # room for names
     ax.set_xlim(nothing / 1.8, last)
     front = pareto_front(np.where(control, np.nan, cost), gain)
     lines: list[NDArray[np.float64]] = []
     if len(front):
         steps = ([*cost[front], last], [*gain[front], gain[front][-1]])
-        ax.step(*steps, where="post", color="black", linewidth=1.1, zorder=3, label="best for its price")
+        ax.step(*steps, where="post", color="black", linewidth=1.1, zorder=3, label=FRONT)
         lines.append(np.column_stack([np.repeat(steps[0], 2)[1:], np.repeat(steps[1], 2)[:-1]]))
     if "ablation_at_cost_matched" in table:
         paid = table.assign(cost=cost)[~free].groupby("cost")["ablation_at_cost_matched"].mean().dropna()
@@ -208,10 +221,15 @@ def cost_front(league: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     missing = len(league) - len(table)
     note = f" ({missing} without a price or a value)" if missing else ""
-    label = "Spearman ρ with the truth (method and truth on different pictures)"
-    dress(ax, "price: forward equivalents per picture (logarithmic)", label, "What agreement costs" + note)
+    label = f"Spearman ρ with {truth_words(truth)} (method and truth on different pictures)"
+    price = "price: forward equivalents per picture "
+    price += "(logarithmic right of the dotted line; 0: no pass)" if free.any() else "(logarithmic)"
+    if told := fewer_pictures(league):
+        price += f"\n{told}"
+    dress(ax, price, label, "What agreement costs" + note)
     ax.yaxis.set_major_formatter(PLAIN)
     ax.margins(y=0.08)
     obstacles = np.column_stack([np.tile(cost, 2), np.concatenate([gain, table["spearman"]])])
-    name_all(ax, np.column_stack([cost, gain]), list(table["method"]), obstacles, lines, control)
+    names = np.array(names_with_n(league.set_index("method")))[known]
+    name_all(ax, np.column_stack([cost, gain]), names.tolist(), obstacles, lines, control)
     return ax

@@ -27,7 +27,10 @@ from analysis.truth_passes import SHAPLEY, sweep_forwards
 from attribution.method import Method, cost
 from attribution.vit import head_layout
 
-LEAGUE_TABLES = ("agreement", "truths", "differences", "ablation_at_cost", "calibration", "league")
+LEAGUE_TABLES = (
+    *("agreement", "truths", "differences", "differences_from_depth", "ablation_at_cost", "calibration", "league"),
+)
+DEPTH = "layer_index"  # the control that knows nothing but the layer
 OUT = "_out"  # names of methods that predict effects in units of the loss end so
 
 
@@ -81,6 +84,9 @@ def league_tables(
         # A method under a second name is no further hypothesis.
         distinct = {name: found for name, found in scores.items() if stands_for.get(name, name) == name}
         tables["differences"] = difference_table(distinct, truths, controls, indices, seed)
+        if DEPTH in distinct:
+            found = difference_table(distinct, truths, controls, indices, seed, against=DEPTH)
+            tables["differences_from_depth"] = found.rename(columns={"best": "against"})
     tables["league"] = league_table(
         agreement,
         shared_table(scores, truths),

@@ -19,12 +19,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.artists import (
-    CORNERS,
     EFFECT,
     GREY,
     OKABE_ITO,
@@ -41,7 +39,6 @@ from analysis.artists import (
     head_grid,
     head_name,
     ink_on,
-    label_points,
     largest_size,
     linear_within,
     new_axes,
@@ -53,6 +50,10 @@ from analysis.artists import (
     tiles,
     true_minus,
 )
+from analysis.median_lines import median_lines
+from analysis.point_labels import label_points
+
+LAYER_MEAN = "mean over heads with its 95 % interval"
 
 
 def effect_heatmap(scorecard: pd.DataFrame, *, ax: Axes | None = None, effect: str = EFFECT) -> Axes:
@@ -104,8 +105,9 @@ def iou_heatmaps(
         else:
             grids.append(head_grid(data, f"iou_{region}_adjusted"))
     num_layers, num_heads = (max(grid.shape[axis] for grid in grids) for axis in (0, 1))
-    num_rows, num_cols = tiles(len(grids), 3 if num_heads > 6 else 4)
-    width = max(1.3, 0.4 + 0.29 * num_heads)
+    num_rows, num_cols = tiles(len(grids), 3 if num_heads > 6 else 5)
+    width = min(max(1.3, 0.4 + 0.29 * num_heads), max(8.4 / num_cols, 0.3 + 0.22 * num_heads))
+    size = 7 if width / num_heads > 0.32 else 6
     figure = Figure(
         (1.2 + num_cols * width, max(2.9, 0.3 + num_rows * (0.8 + 0.25 * num_layers))), layout="constrained"
     )
@@ -113,18 +115,24 @@ def iou_heatmaps(
     norm = Normalize(0, max(0.1, largest_size(np.concatenate([grid.clip(0).ravel() for grid in grids]))))
     images = []
     for at, (panel, region, grid) in enumerate(zip(panels[: len(grids)], regions, grids, strict=True)):
-        images.append(draw_cells(panel, grid, norm, "viridis", lambda v: f"{v:.2f}".replace("0.", ".", 1), 6))
-        title = f"{region}\nno values"
+        images.append(draw_cells(panel, grid, norm, "viridis", lambda v: f"{v:.2f}".replace("0.", ".", 1), size))
+        name = region.replace("_", " ")
+        title = f"{name}\nno values"
         if np.isfinite(grid).any():
             layer, head = np.unravel_index(np.nanargmax(grid), grid.shape)
-            title = f"{region}\nbest {head_name(layer, head)}: " + true_minus(f"{grid[layer, head]:.2f}")
+            title = f"{name}\nbest {head_name(layer, head)}: " + true_minus(f"{grid[layer, head]:.2f}")
         first, last = at % num_cols == 0, at + num_cols >= len(grids)
         dress(panel, "head" if last else "", "layer" if first else "", title)
         panel.tick_params(labelbottom=last, labelleft=first)
     for panel in panels[len(grids) :]:
         panel.remove()
     bar = figure.colorbar(
-        images[0], ax=list(panels[: len(grids)]), extend="min", aspect=max(20, 18 * num_rows), pad=0.02
+        images[0],
+        ax=list(panels[: len(grids)]),
+        extend="min",
+        extendfrac=0.03,
+        aspect=max(20, 18 * num_rows),
+        pad=0.02,
     )
     bar.set_label("adjusted IoU (0 = chance, grey: below)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -221,25 +229,8 @@ def quadrant(
     if table.empty:
         ax.text(0.5, 0.5, "no head has both values", transform=ax.transAxes, ha="center", color="0.4")
         return ax
-    ax.margins(0.09, 0.11)
-    across = table[looks].median() if looks_line is None else looks_line
-    up = table[effect].median() if effect_line is None else effect_line
-    ax.axvline(across, color="0.5", linewidth=0.8, linestyle="--")
-    ax.axhline(up, color="0.5", linewidth=0.8, linestyle="--")
-    for (x, y), text in CORNERS.items():
-        ax.annotate(
-            text,
-            (x, y),
-            xycoords="axes fraction",
-            xytext=(5 - 10 * x, 4 - 8 * y),
-            textcoords="offset points",
-            ha=("left", "right")[x],
-            va=("bottom", "top")[y],
-            fontsize=8,
-            style="italic",
-            color="0.45",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )
+    ax.margins(0.09, 0.13)
+    median_lines(ax, table[looks], table[effect], looks_line, effect_line)
     points = table[[looks, effect]].to_numpy(float)
     names = [head_name(*pair) for pair in zip(table["layer"], table["head"], strict=True)]
     label_points(ax, points, names, labelled)
@@ -249,7 +240,7 @@ def quadrant(
 def layer_profile(
     data: pd.DataFrame | ArrayLike, *, ax: Axes | None = None, label: str | None = None, resamples: int = 2000
 ) -> Axes:
-    """Mean effect per layer with its interval.
+    """Mean effect per layer with its interval; symmetric-log only where the means (and heads) are heavy-tailed.
 
     `data`: a table with `layer, mean, ci_low, ci_high`, or effects `[image layer head]` in the unit that
     `label` names. From an array, the mean is over images and heads, the interval a 95 % percentile bootstrap
@@ -266,17 +257,21 @@ def layer_profile(
         table, heads = bootstrap_layers(effects, resamples), effects.mean(axis=0)
     layers, mean = table["layer"].to_numpy(), table["mean"].to_numpy(float)
     low, high = table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float)
-    ax = new_axes(ax, 2.2 + 0.4 * len(layers), 3.6)
+    ax = new_axes(ax, max(4.6, 2.2 + 0.4 * len(layers)), 3.9)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     if heads is not None:
         at = np.repeat(layers, heads.shape[1]) + np.tile(np.linspace(-0.22, 0.22, heads.shape[1]), len(layers))
         ax.scatter(at, heads.ravel(), s=10, color=GREY, linewidths=0, zorder=1, label="one head")
-    ax.vlines(layers, low, high, colors=OKABE_ITO[0], linewidth=2, zorder=2, label="interval of the mean")
-    ax.plot(layers, mean, "o-", color=OKABE_ITO[0], linewidth=0.8, markersize=5, zorder=3, label="mean over heads")
-    drawn = np.concatenate([mean, low, high, [] if heads is None else heads.ravel()])
-    effect_scale(ax, "y", drawn, label or "effect of removal")
+    ax.vlines(layers, low, high, colors=OKABE_ITO[0], linewidth=2, zorder=2)
+    ax.plot(layers, mean, "o-", color=OKABE_ITO[0], linewidth=0.8, markersize=5, zorder=3, label=LAYER_MEAN)
+    points = np.concatenate([mean, [] if heads is None else heads.ravel()])
+    label = label or "effect of removal"
+    if (linear := linear_within(points)) is None:
+        ax.set_ylabel(label)
+    else:
+        effect_scale(ax, "y", np.concatenate([points, low, high]), label, linear)
     ax.set_xlim(layers.min() - 0.5, layers.max() + 0.5)
     ax.xaxis.set_major_locator(FixedLocator(layers.tolist()) if len(layers) <= 24 else MaxNLocator(integer=True))
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     dress(ax, "layer", None, "Effect of removing a head, by layer")
     return ax

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from analysis import gallery, role_plots
 from analysis.artists import figure_of, head_name
+from analysis.captions import pictures_told
 from analysis.checks.distraction import SLOPE
 from analysis.checks.twins_shown import INTACT
 from analysis.concept_masks import CONCEPTS, DRAWN, concept_masks, drawn_masks
-from analysis.intervals import indicative
 from analysis.pictures import region_indices
 from analysis.score_files import Arrays
 from analysis.twin_effects import EDITS
@@ -34,7 +34,7 @@ def role_figures(tables: Mapping[str, pd.DataFrame], shown: Arrays | None) -> It
     twins, and effects with and without the irrelevant."""
     roles, concepts = tables.get("roles"), tables.get("concepts")
     if roles is not None and concepts is not None and len(roles):
-        note = _note(int(concepts["n"].max()))
+        note = f" {pictures_told(concepts)}"
         yield (
             "roles",
             "What each head is",
@@ -62,7 +62,8 @@ def role_figures(tables: Mapping[str, pd.DataFrame], shown: Arrays | None) -> It
             yield (
                 "looks_at_against_matters_by_role",
                 "Looking at the chirp against mattering, by role",
-                "Adjusted IoU with the chirp against the effect of setting the head to zero." + note,
+                "Adjusted IoU of the CLS query with the chirp against the effect of setting the head to zero; dashed: "
+                "medians over heads, to read by." + note,
                 figure_of(role_plots.quadrant_by_role(scorecard, roles)),
             )
         if shown is not None:
@@ -85,7 +86,7 @@ def role_figures(tables: Mapping[str, pd.DataFrame], shown: Arrays | None) -> It
                 "distraction",
                 "Do deeper heads lose more where there is something irrelevant?",
                 "Effect of setting a layer's heads to zero with an item in the picture minus without it, paired over "
-                "pictures; in titles the slope over depth." + _note(int(distraction["n"].max())),
+                "pictures; in titles the slope over depth." + f" {pictures_told(distraction)}",
                 role_plots.distraction_profile(distraction[distraction["level"] != SLOPE], slopes),
             )
 
@@ -141,7 +142,3 @@ def _mask(shown: Arrays, edit: str, picture: int, concept: str) -> NDArray[np.bo
         return np.isin(labels, region_indices()[concept])
     drawn = drawn_masks(shown[f"{edit}|image"][picture][None], *labels.shape)
     return concept_masks(labels[None], drawn, np.zeros((1, *labels.shape), dtype=bool))[concept][0]
-
-
-def _note(count: int) -> str:
-    return f" {count} pictures" + (", indicative only." if indicative(count) else ".")

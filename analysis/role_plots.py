@@ -30,15 +30,16 @@ from analysis.artists import (
     effect_scale,
     head_name,
     ink_on,
-    label_points,
     new_axes,
+    query_words,
     require_columns,
     require_heads,
     rows_where,
     tiles,
     true_minus,
 )
-from analysis.point_labels import name_all
+from analysis.median_lines import median_lines
+from analysis.point_labels import label_points, name_all
 
 BLUE, ORANGE, GREEN, PINK, _, VERMILLION, YELLOW = OKABE_ITO  # no sky blue: a pale blue looks the same
 KINDS = {"chirp": BLUE, "text": VERMILLION, "colorbar": GREEN, "edge": PINK, "corner": YELLOW, "sink": ORANGE}
@@ -79,7 +80,7 @@ def role_map(
         panel.imshow(cells, aspect="auto", interpolation="nearest")
         panel.set(xticks=range(num_heads), yticks=range(num_layers))
         dress(panel, "head", "layer" if panel is panels[0] else "", MODELS.get(model, model))
-    figure.suptitle(f"Roles of the heads (query {query}, τ = {tau:g})", fontsize=10)
+    figure.suptitle(f"Roles of the heads ({query_words(query)}, τ = {tau:g})", fontsize=10)
     _role_legend(figure, set(every["kind"]), "shades: evidence 0 or none, 0.5, 1    + and others    number: concepts")
     return figure
 
@@ -87,14 +88,17 @@ def role_map(
 def lifts_before_after(concepts: pd.DataFrame, *, query: str = "cls", labelled: int = 4) -> Figure:
     """Lift of each concept before and after fine-tuning: a panel per concept, a point per head, logarithmic axes.
 
-    Lifts below 0.01 are drawn at 0.01; Spearman's rho is that of the lifts themselves. Lines: no change, and chance
-    (lift 1). Named are the `labelled` heads with the largest ratio of the two lifts.
+    A concept that no head has both lifts of has no panel, unless no concept has one. Lifts below 0.01 are drawn at
+    0.01; Spearman's rho is that of the lifts themselves. Lines: no change, and chance (lift 1). Named are the
+    `labelled` heads with the largest ratio of the two lifts.
     """
     _require_once(concepts, "concepts", ["layer", "head", "model", "query", "concept"], ["lift"])
     rows = rows_where(concepts, "concepts", query=query)
     sides = [rows_where(rows, "concepts", model=model) for model in ("pretrained", "finetuned")]
     pairs = sides[0].merge(sides[1], on=["concept", "layer", "head"], suffixes=("_before", "_after"))
-    pairs, names = pairs.dropna(subset=LIFTS), list(dict.fromkeys(rows["concept"]))
+    pairs = pairs.dropna(subset=LIFTS)
+    every = list(dict.fromkeys(rows["concept"]))
+    names = [name for name in every if (pairs["concept"] == name).any()] or every
     limits = np.quantile(np.append(pairs[LIFTS].clip(FLOOR), [0.4, 2.5]), (0, 1)) * (1 / 1.4, 1.4)
     figure, panels = _grid_of_panels(len(names), 3, (2.4, 2.6))
     depth, named = depth_colours(rows["layer"]), []
@@ -117,7 +121,7 @@ def lifts_before_after(concepts: pd.DataFrame, *, query: str = "cls", labelled: 
         most = np.argsort(-np.abs(np.diff(np.log(points), axis=1)[:, 0]), kind="stable")[:labelled]
         named.append((panel, points, most, [head_name(*pair) for pair in both[["layer", "head"]].to_numpy()[most]]))
     depth_bar(figure, panels, depth)
-    figure.supxlabel(f"lift before fine-tuning (query {query}, 1 = chance)", fontsize=9)
+    figure.supxlabel(f"lift before fine-tuning ({query_words(query)}, 1 = chance)", fontsize=9)
     figure.supylabel("lift after fine-tuning (1 = chance)", fontsize=9)
     for panel, points, most, heads in named:
         diagonal = np.column_stack([limits, limits])
@@ -151,14 +155,13 @@ def quadrant_by_role(
         ax.scatter(group[looks], group[effect], label=f"{kind} {verdict}".strip(), **_point(str(kind), str(verdict)))
     effect_scale(ax, "y", known[effect], effect_label(effect))
     missing = f"; {len(table) - len(known)} heads without a value" if len(known) < len(table) else ""
-    title = f"Where a head looks, and whether it helps (query {query}, τ = {tau:g}{missing})"
+    title = f"Where a head looks, and whether it helps ({query_words(query)}, τ = {tau:g}{missing})"
     dress(ax, "adjusted IoU with the chirp (0 = chance)", None, title)
     if known.empty:
         ax.text(0.5, 0.5, "no head has both values", transform=ax.transAxes, ha="center", color="0.4")
         return ax
-    ax.margins(0.09, 0.11)
-    ax.axvline(known[looks].median(), color="0.5", linewidth=0.8, linestyle="--", zorder=1)
-    ax.axhline(known[effect].median(), color="0.5", linewidth=0.8, linestyle="--", zorder=1)
+    ax.margins(0.09, 0.13)
+    median_lines(ax, known[looks], known[effect])
     key = {kind: _point(kind, "detector") for kind in sorted(set(known["kind"]), key=list(KINDS).index)}
     key |= {name: {**_point("chirp", name), "color": "0.3"} for name in (*SHADES, "undecided or untested")}
     entries = [ax.scatter([], [], **look) for look in key.values()]
@@ -193,7 +196,7 @@ def role_counts(roles: pd.DataFrame, *, query: str = "cls") -> Figure:
     every = [heads for taus in bars.values() for heads in taus.values()]
     panels[0].set_xlim(0, max(map(len, every)))
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"Roles of the heads (query {query})", fontsize=10)
+    figure.suptitle(f"Roles of the heads ({query_words(query)})", fontsize=10)
     _role_legend(figure, set(pd.concat(every)["kind"]), "shades: undecided or untested, position prior, detector")
     figure.draw_without_rendering()  # settles the layout, so that the width of a bar is final
     for bar, label in pieces:

@@ -10,41 +10,53 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.artists import CONTROLS, OKABE_ITO, dress, effect_scale, head_name, linear_within, require_columns
+from analysis.artists import (
+    CONTROLS,
+    OKABE_ITO,
+    dress,
+    effect_scale,
+    head_name,
+    linear_within,
+    require_columns,
+    shared_legend,
+)
 from analysis.curve_areas import is_random_order
+from analysis.point_labels import name_all
 
 PAIRS = {
     "is_backup": ("more harm together: one stands in for the other", OKABE_ITO[1]),
     "is_shared": ("less harm together: they share in one", OKABE_ITO[0]),
-    "neither": ("cannot be told from adding up", "0.7"),
+    "neither": ("not both: interval beyond 0 and q < 0.05", "0.7"),
 }
 NAMED = 3  # pairs named at either end
+ONE_MORE = "random (one more order)"  # what the method `random` is beside the orders of the null
 
 
 def area_gaps(curves: pd.DataFrame) -> Figure:
     """Area under the curve of each order, most less least important first, with its interval, beside the range of
-    random orders (and of these from their end); controls are grey."""
+    random orders (and of these from their end); controls are grey, and the method `random` is one more such order."""
     require_columns(curves, ("method", "area_gap", "area_gap_ci_low", "area_gap_ci_high"), "curves")
     gaps = curves.drop_duplicates("method").set_index("method")
     random = np.array([is_random_order(str(name)) for name in gaps.index], dtype=bool)
     null, gaps = gaps.loc[random, "area_gap"], gaps[~random].sort_values("area_gap", kind="stable")
     figure = Figure((7.0, 1.2 + 0.23 * len(gaps)), layout="constrained")
     ax = figure.subplots()
-    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.5", linewidth=0.8, zorder=1)
     if len(null):
         far = float(null.abs().max())
-        label = f"{len(null)} random orders, from either end"
+        label = f"range of {len(null)} random orders (ticks), from either end"
         ax.axvspan(-far, far, color="0.88", linewidth=0, zorder=0, label=label)
         ax.plot([*null, *-null], np.full(2 * len(null), -1.0), "|", color="0.35", markersize=6)
     for place, (name, row) in enumerate(gaps.iterrows()):
         colour = "0.45" if name in CONTROLS else OKABE_ITO[0]
         ax.plot([row["area_gap_ci_low"], row["area_gap_ci_high"]], [place, place], color=colour, linewidth=1.2)
         ax.plot(row["area_gap"], place, "o", color=colour, markersize=4)
-    ax.set_yticks(range(len(gaps)), list(gaps.index), fontsize=8)
+    names = [ONE_MORE if name == "random" and len(null) else str(name) for name in gaps.index]
+    ax.set_yticks(range(len(gaps)), names, fontsize=8)
     ax.set_ylim(-1.8 if len(null) else -0.8, len(gaps) - 0.2)
     dress(ax, "area most first − area least first (% of the label variance)", None, "")
     if len(null):
-        ax.legend(loc="upper left", fontsize=8, frameon=False)
+        shared_legend(figure, ax, [label])
     return figure
 
 
@@ -71,18 +83,12 @@ def pairs_beyond_adding_up(redundancy: pd.DataFrame) -> Figure:
     label = "effect of the pair beyond adding up\n(% of the label variance)"
     effect_scale(ax, "y", limits, label, linear_within(rows["beyond_var_pct"].to_numpy(float)))
     named = [*range(min(NAMED, len(rows))), *range(max(len(rows) - NAMED, NAMED), len(rows))]
-    for place in named:
-        row = rows.iloc[place]
-        a, b = (head_name(int(row[f"layer_{one}"]), int(row[f"head_{one}"])) for one in "ab")
-        first = place < len(rows) / 2
-        ax.annotate(
-            *(f"{a} + {b}", (place, row["beyond_var_pct"])),
-            xytext=(9 if first else -14, 4 if first else -5),
-            textcoords="offset points",
-            ha="left" if first else "right",
-            va="center",
-            fontsize=7,
-        )
+    points = np.column_stack([rows.index.to_numpy(float), rows["beyond_var_pct"].to_numpy(float)])
+    bars = [np.array([[x, low], [x, high]]) for x, (low, high) in enumerate(limits.reshape(-1, 2))]
+    heads = rows.iloc[named][["layer_a", "head_a", "layer_b", "head_b"]].to_numpy()
+    names = [f"{head_name(*pair[:2])} + {head_name(*pair[2:])}" for pair in heads]
     dress(ax, "pairs of heads, in order", None, "")
-    ax.legend(loc="upper right", fontsize=8, frameon=False)
+    shared_legend(figure, ax, [f"{text} ({(kinds == kind).sum()})" for kind, (text, _) in PAIRS.items()], 2)
+    drawn = [bar for bar in bars if np.isfinite(bar).all()]
+    name_all(ax, points[named], names, points, drawn, np.zeros(len(named), dtype=bool))
     return figure

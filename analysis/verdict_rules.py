@@ -7,7 +7,7 @@ made anew from values, limits and the plan. Measures nothing, and believes no wo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -45,6 +45,7 @@ POLYSEMANTIC = "polysemantic heads"
 KAPPA = "kappa of roles between two halves of the pictures"
 CONFIRMED = "share of monosemantic heads that twins confirm"
 KNOCKED_OUT = "rank correlation of attention with the effect of hiding the region"
+KNOCKED_OUT_WHOLE = "the same, of the whole attention, special tokens included"
 PATCHED = "rank correlation of attention with the share of the region's effect through the head"
 SLOPE_OF = "slope over layers of the effect with minus without "
 
@@ -139,14 +140,14 @@ def rules() -> Mapping[tuple[str, str], Rule]:
         *(TEST, Claimed(c5["least_correlation"]), c5["level"]),
         asked.format(level5, f"above {c5['least_correlation']:g} (jackknife over heads)"),
     )
-    found |= {("C5", KNOCKED_OUT): told, ("C5", PATCHED): told}
+    found |= {("C5", KNOCKED_OUT): told, ("C5", PATCHED): told, ("C5", KNOCKED_OUT_WHOLE): replace(told, part=BESIDE)}
     return found | {("C6", SLOPE_OF + item): _slope_rule(TEST) for item in c6["items"]}
 
 
 def rule_of(claim: str, quantity: str) -> Rule | None:
     """The rule of a quantity; None where it has no word."""
     found = rules().get((claim, quantity))
-    if found is None and claim == "C6" and quantity.startswith(SLOPE_OF):
+    if found is None and claim == "C6" and quantity.startswith(SLOPE_OF) and not quantity.endswith(VERSION_1):
         return _slope_rule(BESIDE)
     return found
 

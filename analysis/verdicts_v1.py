@@ -41,8 +41,10 @@ Rows = Mapping[str, Row]
 
 
 def _c1(rows: Rows) -> Iterable[bool | None]:
+    """By its own interval, BCa."""
     margin = read_plan(1)["C1"]["margin_var_pct"]
-    yield _met(rows.get("mean effect of layers 1-3"), lambda row: -margin < row["ci_low"] and row["ci_high"] < margin)
+    row = rows.get("mean effect of layers 1-3" + ENDING)
+    yield _met(row, lambda row: -margin < row["ci_low"] and row["ci_high"] < margin)
 
 
 def _c2(rows: Rows) -> Iterable[bool | None]:
@@ -92,8 +94,9 @@ def _c5(rows: Rows) -> Iterable[bool | None]:
 
 
 def _c6(rows: Rows) -> Iterable[bool | None]:
+    """By its own interval, BCa."""
     for item in read_plan(1)["C6"]["items"]:
-        row = rows.get(f"slope over layers of the effect with minus without {item}")
+        row = rows.get(f"slope over layers of the effect with minus without {item}{ENDING}")
         yield _met(row, lambda row: row["ci_low"] > 0)
 
 

@@ -7,7 +7,7 @@ foresee in the same folder, made anew (`O_EXCL`) and never through a link (`O_NO
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -50,6 +50,11 @@ def remove_temporaries(folder: Path, names: Iterable[str]) -> None:
         wanted.setdefault((folder / name).parent, set()).add(Path(name).name)
     for parent, files in wanted.items():
         for path in parent.glob(".*.tmp"):
-            match = TEMPORARY.fullmatch(path.name)
-            if match and match[1] in files:
+            if is_temporary(path, files):
                 path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path, names: Collection[str]) -> bool:
+    """Whether a file is what a killed process was writing under one of these names."""
+    match = TEMPORARY.fullmatch(path.name)
+    return match is not None and match[1] in names

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.atomic_writing import remove_temporaries, write_atomically
+from attribution.atomic_writing import is_temporary, remove_temporaries, write_atomically
 from attribution.packaged import sha256_of_file
 from attribution.processes import from_main, together
 
@@ -51,8 +51,10 @@ class Progress:
 
 def require_own_states(folder: Path) -> None:
     """Raise `ValueError` for a folder that holds something and is not of a fine-tuning."""
-    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+    if not os.path.lexists(folder):
         return
+    if folder.is_dir() and all(is_temporary(path, [RUN_FILE]) for path in folder.iterdir()):
+        return  # empty, or a run was killed while it began
     if not folder.is_dir() or not (read_settings(folder) or any(map(_record_of, _states(folder)))):
         raise ValueError(f"{folder}: not of a fine-tuning; choose another --output-dir, or move it away")
 

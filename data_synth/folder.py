@@ -118,6 +118,7 @@ def fill_folder(
     done. The folder is held meanwhile: OSError where another run is under way in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
+        require_own(folder, description, table)  # another run may have come and gone since the first look
         remove_temporaries(folder)
         write_atomic(folder / "dataset.json", (json.dumps(description, indent=2) + "\n").encode())
         for name in ("images", "masks"):
@@ -127,10 +128,27 @@ def fill_folder(
             for count in map(work, lots):
                 yield (done := done + count)
         else:
+            before = multiprocessing.active_children()
             with _pool(num_processes) as pool:
-                for count in pool.imap_unordered(work, lots):
+                drawing = [process for process in multiprocessing.active_children() if process not in before]
+                for count in _until_one_dies(pool.imap_unordered(work, lots), drawing):
                     yield (done := done + count)
         write_atomic(folder / "metadata.csv", _as_csv(table))
+
+
+def _until_one_dies(counts: Any, drawing: Sequence[multiprocessing.process.BaseProcess]) -> Iterator[int]:
+    """What the processes of a pool give; OSError where one of them is gone: the pool starts another, but would wait for
+    its lot without end."""
+    while True:
+        try:
+            yield counts.next(timeout=1.0)
+        except StopIteration:
+            return
+        except multiprocessing.TimeoutError:
+            if not all(process.is_alive() for process in drawing):
+                raise OSError(
+                    "a process that draws was killed, perhaps for want of memory; the same command goes on from there"
+                ) from None
 
 
 def _pool(num_processes: int) -> Any:

@@ -11,6 +11,7 @@ from analysis.pictures import Pictures, PictureSource
 from analysis.score_files import KINDS
 from analysis.scorecard import Truth, oriented
 from attribution.ablation import zero_ablation
+from attribution.heads import attention_maps
 from attribution.methods import run_method
 from attribution.vit import head_layout
 from data_synth import REGIONS
@@ -81,7 +82,9 @@ def evidence_of(check, opened, source, settings):
     def indices(count):
         return bootstrap_indices(count, settings.bootstrap_replicates, seed=settings.seed)
 
-    return Evidence(opened, source, settings, methods, scores, truth, orders, indices, found.__getitem__)
+    maps = {name: values.numpy() for name, values in attention_maps(opened.model, batch.pixel_values).maps.items()}
+    labels = source.draw(range(source.count)).patch_labels
+    return Evidence(opened, source, settings, methods, scores, truth, orders, indices, found.__getitem__, maps, labels)
 
 
 def order_of(scores):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_models import tiny_model
 
-from analysis import piecework
+from analysis import adopted_scores, piecework
 from analysis.explain import explain
 from analysis.models import OpenedModel
 from analysis.pictures import Pictures, PictureSource
@@ -90,6 +90,46 @@ def test_what_comes_out_the_same_is_kept(opened, source, finished, other_code, c
     after = files(finished)
     run(opened, source, finished)
     assert files(finished) == after
+
+
+def test_as_many_pictures_are_compared_as_are_asked_for(opened, source, finished, other_code):
+    """Of one piece too, and all where there are fewer."""
+    run(opened, source, finished, adopt=19)
+    record = json.loads((finished / "adopted.json").read_text())
+    assert {len(set(one["pictures"])) for one in record.values()} == {19}
+
+
+def test_arrays_are_held_to_their_own_tolerance(opened, source, finished, other_code, monkeypatch):
+    """Numbers of finer and coarser kinds in one file: a difference in the one is none of the other's."""
+    seen = []
+    real = adopted_scores._difference
+
+    def slightly(before, after, scale):
+        seen.append(before.dtype)
+        return 5e-5 if before.dtype == np.float32 else 0.0 * real(before, after, scale)
+
+    monkeypatch.setattr(adopted_scores, "_difference", slightly)
+    monkeypatch.setitem(adopted_scores.TOLERANCES, np.dtype(np.float64), 0.0)
+    run(opened, source, finished, adopt=2)
+    assert {np.dtype(np.float32), np.dtype(np.float64)} <= set(seen)
+    record = json.loads((finished / "adopted.json").read_text())
+    assert set(record) == NAMES and max(one["largest_relative_difference"] for one in record.values()) >= 5e-5
+
+
+def test_what_is_computed_anew_is_adopted_no_longer(opened, source, finished, other_code, monkeypatch):
+    run(opened, source, finished, adopt=2)
+    monkeypatch.setattr(piecework, "code_sha256", lambda one, *_: "a third")
+    run(opened, source, finished)
+    assert not (finished / "adopted.json").exists()
+    run(opened, source, finished, adopt=2)  # of this code already: nothing to adopt
+    assert not (finished / "adopted.json").exists()
+
+
+def test_a_refused_file_leaves_the_record(opened, source, finished, other_code, monkeypatch):
+    (finished / "adopted.json").write_text('{"gate_ixg": {"pictures": [1], "largest_relative_difference": 0.0}}')
+    monkeypatch.setattr(adopted_scores, "_difference", lambda *_: 1.0)
+    run(opened, source, finished, adopt=1)
+    assert not (finished / "adopted.json").exists()
 
 
 def test_what_comes_out_otherwise_is_computed(opened, source, finished, other_code, monkeypatch, capsys):

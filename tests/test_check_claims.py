@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, trim_mean, ttest_1samp
+from scipy.stats import binomtest, bootstrap, trim_mean, ttest_1samp
 from sklearn.metrics import cohen_kappa_score
 
 from analysis.checks import claims
@@ -24,6 +24,7 @@ from analysis.verdict_rules import (
     JUDGED,
     KAPPA,
     KNOCKED_OUT,
+    KNOCKED_OUT_WHOLE,
     MEAN_EARLY,
     MEASURED,
     PATCHED,
@@ -39,6 +40,7 @@ from analysis.verdict_rules import (
     word_of,
 )
 from analysis.verdict_words import REFUTED, SUPPORTED, UNDECIDED, UNTESTABLE
+from analysis.verdicts_v1 import ENDING
 
 COUNT, LAYERS, HEADS = 40, 12, 4
 NOT_SUPPORTED = "not supported"
@@ -107,6 +109,28 @@ def test_little_much_and_neither(mean, noise, expected, by_v1):
     assert (found["verdict_v1"] == by_v1).all()
 
 
+def test_version_1_judges_by_the_interval_it_had():
+    """Of 128 pictures, heavy-tailed: within the margin by Student's t, not by BCa."""
+    values = np.random.default_rng(26).pareto(1.05, 128)
+    values = 0.24 * values / values.mean()
+    found = of("C1", early_heads(np.broadcast_to(values[:, None, None], (128, 12, 4)), indices, 2.0))
+    before = found.loc[MEAN_EARLY + ENDING]
+    expected = bootstrap((values,), np.mean, confidence_level=0.9, method="BCa", n_resamples=4999, rng=0)
+    assert before["ci_low"] == pytest.approx(expected.confidence_interval.low, rel=0.15)
+    assert before["ci_high"] == pytest.approx(expected.confidence_interval.high, rel=0.3)
+    assert before["word"] == "" and before["part"] == "version 1"
+    assert found.loc[MEAN_EARLY, "word"] == SUPPORTED and before["ci_high"] > 0.5
+    assert (found["verdict_v1"] == NOT_SUPPORTED).all()
+
+
+def test_a_share_of_nothing_is_untested():
+    """Where the effects of all heads add up to less than nothing, or to what cannot be told from it."""
+    for rest in (-1.0, -0.0334):
+        found = of("C1", early_heads(effects_of([0.1] * 3 + [rest] * 9, noise=0.05), indices, 2.0))
+        assert found.loc[SHARE_OF_ALL, "word"] == UNTESTABLE and "cannot be told" in found.loc[SHARE_OF_ALL, "why"]
+        assert found.loc[MEAN_EARLY, "word"] == SUPPORTED
+
+
 def test_the_mean_is_scipys_and_stands_in_the_studys_unit_too():
     effects = effects_of([0.45] * 12, noise=0.6)
     found = of("C1", early_heads(effects, indices, 2.0))
@@ -159,6 +183,9 @@ def test_small_one_at_a_time_is_not_small_together():
     for limits, word in (((0.1, 0.0, 0.3), SUPPORTED), ((0.4, 0.1, 0.9), UNDECIDED)):
         found = of("C1", early_heads(effects, indices, 2.0, joint(*limits)))
         assert found.loc[REMOVED_TOGETHER, "word"] == word and found.loc[MEAN_EARLY, "why"] == ""
+    turned = joint(10.0, 8.0, 12.0).assign(largest_picture_share=-1.5)  # a share by size, as everywhere else
+    found = of("C1", early_heads(effects, indices, 2.0, turned))
+    assert found.loc[REMOVED_TOGETHER, "largest_picture_share"] == 1.5
     absent = joint(10.0, 8.0, 12.0).iloc[[0, 2]]
     assert of("C1", early_heads(effects, indices, 2.0, absent)).loc[REMOVED_TOGETHER, "word"] == UNTESTABLE
 
@@ -365,9 +392,9 @@ def many_roles(polysemantic=6, confirmed="detector"):
 
 
 def told(sign=1.0):
-    """Rows on knock-out and patching whose correlation is known: 1 or -1."""
+    """Rows on knock-out and patching whose correlation is known: 1 or -1; beside them that of the whole attention."""
     limits = {"value": sign, "ci_low": sign, "ci_high": sign, "level": 0.95}
-    return [{"quantity": name} | limits for name in (KNOCKED_OUT, PATCHED)]
+    return [{"quantity": name} | limits for name in (KNOCKED_OUT, PATCHED, KNOCKED_OUT_WHOLE)]
 
 
 def test_maps_that_repeat_are_confirmed_and_tell():
@@ -376,7 +403,7 @@ def test_maps_that_repeat_are_confirmed_and_tell():
     assert found.loc[[KAPPA, CONFIRMED], "value"].tolist() == [1.0, 1.0] and (found["verdict"] == SUPPORTED).all()
     assert (found["verdict_v1"] == SUPPORTED).all()
     assert verdict("C5", [*maps_repeat(roles, alike(roles), indices), *told(-1.0)]) == REFUTED
-    untold = of("C5", [*maps_repeat(roles, alike(roles), indices), {"quantity": KNOCKED_OUT}, told()[1]])
+    untold = of("C5", [*maps_repeat(roles, alike(roles), indices), {"quantity": KNOCKED_OUT}, *told()[1:]])
     assert (untold["verdict"] == UNTESTABLE).all() and untold.loc[KAPPA, "word"] == SUPPORTED
 
 
@@ -407,6 +434,12 @@ def test_roles_that_do_not_repeat_or_are_not_confirmed():
     first = (partly["verdict"] == "detector") & (partly["layer"] == 6) & (partly["head"] < 3)
     partly["verdict"] = partly["verdict"].where(~first, "undecided")
     assert of("C5", [*maps_repeat(partly, alike(partly), indices), *told()]).loc[CONFIRMED, "word"] == UNDECIDED
+    for left_open in ("undecided", "untested"):  # is evidence of neither
+        third = many_roles()
+        others = (third["semanticity"] == "monosemantic") & (third.index % 3 > 0)
+        third["verdict"] = third["verdict"].where(~others, left_open)
+        row = of("C5", [*maps_repeat(third, alike(third), indices), *told()]).loc[CONFIRMED]
+        assert row["value"] == pytest.approx(1 / 3) and row["ci_high"] == 1.0 and row["word"] == UNDECIDED
     few = many_roles()
     assert (
         of("C5", maps_repeat(few, alike(few).assign(role_a="diffuse", role_b="diffuse"), indices)).loc[KAPPA, "word"]
@@ -448,7 +481,9 @@ def test_slopes_over_depth(text, colorbar, expected, by_v1):
     found |= {} if colorbar is None else {"colorbar": colorbar}
     judged = of("C6", distraction_over_depth(found, indices))
     assert judged["verdict"].iloc[0] == expected and judged["verdict_v1"].iloc[0] == by_v1
-    assert judged.index.tolist() == [SLOPE_OF + item for item in ("text", "colorbar", "title")]
+    assert judged.index[:3].tolist() == [SLOPE_OF + item for item in ("text", "colorbar", "title")]
+    before = judged.loc[[SLOPE_OF + item + ENDING for item in found if item != "y_label"]]
+    assert len(before) == len(judged) - 3 and set(before["part"]) == {"version 1"} and set(before["word"]) == {""}
     assert judged.loc[SLOPE_OF + "title", ["part", "word"]].tolist() == ["beside", REFUTED]  # its own word, no vote
 
 

@@ -65,7 +65,7 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
         (layer, head, region) for layer in range(3) for head in range(2) for region in ("chirp", "text", "colorbar")
     ]
     assert list(zip(table["layer"], table["head"], table["region"], strict=True)) == keys
-    effects, looks, removed = {}, {}, {}
+    effects, looks, on_map, removed = {}, {}, {}, {}
     for row in range(5):
         batch = batch_of(opened, source, SETTINGS, [row])
         found = attention_knockout(opened.model, batch, masks(source, row))
@@ -77,6 +77,7 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
             # A share of all attention: maps are renormalised over patches.
             share = (cls[0] * mask[0]).sum(dim=(-2, -1)) * (1 - special[0])
             looks[row, region] = share.numpy()
+            on_map[row, region] = (cls[0] * mask[0]).sum(dim=(-2, -1)).numpy()
         removed[row] = 100 * zero_ablation(opened.model, batch).delta_loss[0].numpy()
     counts = {"chirp": 4, "text": 5, "colorbar": 3}
     for line in table.itertuples():
@@ -88,6 +89,8 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
         assert line.effect_var_pct_trimmed == pytest.approx(effect.mean(), abs=1e-9)  # of five pictures none is cut
         mass = np.mean([looks[row, line.region][line.layer, line.head] for row in with_it])
         assert line.mass == pytest.approx(mass, abs=1e-6)
+        map_mass = np.mean([on_map[row, line.region][line.layer, line.head] for row in with_it])
+        assert line.mass_of_map == pytest.approx(map_mass, abs=1e-6) and line.mass < line.mass_of_map
         assert line.ablation_zero_var_pct == pytest.approx(ablation, abs=1e-9)
         assert line.share_of_ablation == pytest.approx(effect.mean() / ablation, rel=1e-9)
         alone = np.full((5, 1), np.nan)
@@ -140,7 +143,11 @@ def test_trimmed_means_leave_out_the_ends(evidence):
     effects, removed = rng.standard_t(2, (12, 3, 3, 2)), rng.normal(size=(12, 3, 2))
     truth = replace(evidence.truth, delta_loss=removed)
     found = {"delta_loss": effects, "mass": np.abs(effects)}
-    table = knockout.table(replace(evidence, truth=truth, read=lambda _: found))
+    twice = {
+        "maps": {"cls": np.concatenate([evidence.maps["cls"]] * 2)},
+        "patch_labels": np.concatenate([evidence.patch_labels] * 2),
+    }
+    table = knockout.table(replace(evidence, truth=truth, read=lambda _: found, **twice))
     for line in table.itertuples():
         column = effects[:, knockout.REGIONS.index(line.region), line.layer, line.head]
         assert line.effect_var_pct_trimmed == pytest.approx(100 * trim_mean(column, 0.1), abs=1e-9)

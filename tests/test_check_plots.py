@@ -129,22 +129,24 @@ def test_removal_curves_colour_the_best_by_area_and_dash_random(tables):
     areas = curves.drop_duplicates(["method", "order"]).pivot(index="method", columns="order", values="area")
     gained = (areas["most_first"] - areas["least_first"]).drop(["random", "ablation_zero"])
     best = gained.sort_values(ascending=False).index[:3].tolist()
-    assert legend_of(figure) == [*best, "ablation_zero", "random", "other methods"]
+    shown = [f"{name} (band: 95 % interval)" for name in best[:2]] + best[2:]
+    assert legend_of(figure) == [*shown, "ablation_zero", "random", "other methods"]
     for panel, order in zip(figure.axes, ("most_first", "least_first"), strict=True):
         lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
-        for name in (*best, "random", "ablation_zero"):
+        for name, label in zip((*best, "random", "ablation_zero"), (*shown, "random", "ablation_zero"), strict=True):
             rows = curves[(curves["method"] == name) & (curves["order"] == order)].sort_values("removed")
-            assert lines[name].get_xdata().tolist() == rows["removed"].tolist()
-            assert lines[name].get_ydata().tolist() == rows["loss_rise_var_pct"].tolist()
-        assert lines["random"].get_linestyle() == "--" and lines[best[0]].get_linestyle() == "-"
+            assert lines[label].get_xdata().tolist() == rows["removed"].tolist()
+            assert lines[label].get_ydata().tolist() == rows["loss_rise_var_pct"].tolist()
+        assert lines["random"].get_linestyle() == "--" and lines[shown[0]].get_linestyle() == "-"
         assert sum(line.get_label() == "other methods" for line in panel.lines) == len(METHODS) - 4
-        assert len(panel.collections) == 3  # bands of the coloured ones alone
+        assert len(panel.collections) == 2  # bands of the two best alone
     assert [ax.lines[-1].get_color() for ax in figure.axes] == [OKABE_ITO[2]] * 2  # one colour in both panels
 
 
 def test_removal_curves_keep_the_given_methods_and_their_bands(tables):
     figure = check_plots.removal_curves(tables["curves"], methods=["random", "chefer"])
-    assert legend_of(figure) == ["random", "chefer", "ablation_zero", "other methods"]
+    shown = [f"{name} (band: 95 % interval)" for name in ("random", "chefer")]
+    assert legend_of(figure) == [*shown, "ablation_zero", "other methods"]
     band = figure.axes[0].collections[1].get_paths()[0].vertices
     rows = tables["curves"].query("method == 'chefer' and order == 'most_first'")
     assert band[:, 1].max() == rows["ci_high"].max() and band[:, 1].min() == rows["ci_low"].min()
@@ -166,7 +168,8 @@ def test_knockout_table_stacks_effect_and_mass_of_each_region(tables):
         knockout.sample(frac=1, random_state=1), regions=["chirp", "text", "colorbar"]
     )
     panels = [ax for ax in figure.axes if ax.images]
-    titles = [f"{region}: {what}" for what in ("effect of hiding it", "attention on it") for region in REGIONS]
+    titles = [f"{region} (n=64):\neffect of hiding it" for region in REGIONS]
+    titles += [f"{region}: attention on it" for region in REGIONS]
     assert [ax.get_title() for ax in panels] == titles
     for at, region in enumerate(REGIONS):
         rows = knockout[knockout["region"] == region]
@@ -179,6 +182,21 @@ def test_knockout_table_stacks_effect_and_mass_of_each_region(tables):
     assert len({id(norm) for norm in norms}) == 2  # one scale for effects, one for masses
     assert norms[0].vmax == -norms[0].vmin == knockout["effect_var_pct"].abs().max()
     assert isinstance(norms[0], SymLogNorm) and norms[3].vmin == 0
+
+
+@pytest.mark.parametrize("largest", [3.0, 0.004])
+def test_knockout_table_leaves_white_what_prints_as_nothing_and_tells_pictures_by_region(tables, largest):
+    knockout = tables["knockout"].copy()
+    small = np.linspace(-0.0049, 0.0039, len(knockout))
+    knockout["effect_var_pct"] = np.where(np.arange(len(knockout)) % 72 == 0, largest, small)
+    knockout["n"] = knockout["region"].map({"chirp": 32, "text": 26, "colorbar": 23})
+    figure = knockout_plots.knockout_table(knockout)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title().split(":")[0] for ax in panels[:3]] == ["chirp (n=32)", "text (n=26)", "colorbar (n=23)"]
+    norm = panels[0].images[0].norm
+    assert norm.vmax >= 0.01 and getattr(norm, "linthresh", 0.01) == 0.01
+    if largest > 1:
+        assert np.abs(norm([-0.0049, 0.0049]) - 0.5).max() < 0.04
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
@@ -202,8 +220,11 @@ def test_numbers_in_small_cells_are_short():
 def test_mass_against_knockout_places_heads_and_names_the_outstanding(tables):
     knockout = tables["knockout"]
     figure = knockout_plots.mass_against_knockout(knockout)
-    panels = [ax for ax in figure.axes if ax.get_xlabel()]
-    assert [ax.get_title() for ax in panels] == list(REGIONS)
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [f"{region} (n=64)" for region in REGIONS]
+    assert figure.get_supxlabel() == "share of the CLS attention on the region (square-root axis)"
+    assert len({ax.get_xlim() for ax in panels}) == 1 and panels[0].get_xlim()[1] > knockout["mass"].max()
+    assert panels[0].get_xticks()[0] == 0 and len(panels[0].get_xticks()) > 2
     for panel, region in zip(panels, REGIONS, strict=True):
         rows = knockout[knockout["region"] == region]
         dots = panel.collections[0]
@@ -211,7 +232,7 @@ def test_mass_against_knockout_places_heads_and_names_the_outstanding(tables):
         assert dots.get_array().tolist() == rows["layer"].tolist()
         far = rows.loc[(rows["effect_var_pct"] - rows["effect_var_pct"].median()).abs().idxmax()]
         assert f"L{far['layer']}H{far['head']}" in texts(panel)
-        boxes = [text.get_window_extent() for text in panel.texts]
+        boxes = [text.get_window_extent() for text in panel.texts if text.get_text()]
         assert not any(boxes[i].overlaps(boxes[j]) for i in range(len(boxes)) for j in range(i))
     assert "symmetric log" in figure.get_supylabel()
 
@@ -221,8 +242,8 @@ def test_mass_against_knockout_counts_the_heads_it_cannot_place(tables):
     knockout.loc[:1, "mass"] = np.nan
     knockout.loc[knockout["region"] == "text", "mass"] = np.nan
     figure = knockout_plots.mass_against_knockout(knockout)
-    assert figure.axes[0].get_title() == "chirp (2 heads without a value)"
-    assert figure.axes[1].get_title() == "text (72 heads without a value)" and not figure.axes[1].texts
+    assert figure.axes[0].get_title() == "chirp (n=64) (2 heads without a value)"
+    assert figure.axes[1].get_title() == "text (n=64) (72 heads without a value)" and not figure.axes[1].texts
 
 
 # ---- randomised_bars ----
@@ -283,7 +304,9 @@ def test_planted_heatmap_sorts_by_the_mean_distance_and_takes_ideals(tables):
     ax = figure.axes[0]
     ideal = np.where(planted["statistic"] == "largest_score_ratio", 0.0, 1.0)
     distance = planted.assign(distance=(planted["value"] - ideal).abs())
-    order = distance.groupby("method", sort=False)["distance"].mean().sort_values(kind="stable").index
+    miss = distance.assign(distance=distance["distance"].round(4)).groupby("method")["distance"].mean()
+    last = {"random", "layer_index", "parameter_norm"}
+    order = sorted(miss.index, key=lambda name: (miss[name], name in last, name))
     assert labels_of(ax.yaxis) == list(order)
     columns = labels_of(ax.xaxis)
     assert columns[0] == "halves: split ratio (ideal 1)" and columns[3] == "silenced: largest score ratio (ideal 0)"
@@ -293,6 +316,22 @@ def test_planted_heatmap_sorts_by_the_mean_distance_and_takes_ideals(tables):
     value = planted.query("method == 'random' and statistic == 'spearman'")["value"].item()
     cell = list(order).index("random") * 4 + columns.index("permuted: spearman (ideal 1)")
     assert texts(ax)[cell] == f"{value:.2f}".replace("-", "−")
+
+
+def test_planted_heatmap_ties_what_prints_alike_takes_no_answer_for_the_worst_and_tells_pictures():
+    rows = [
+        *(("random", "halves", "difference", 0.0, 2), ("random", "wired", "rank", 1.0, 16)),
+        *(("noisy", "halves", "difference", 7e-6, 2), ("noisy", "wired", "rank", 1.0, 16)),
+        *(("exact", "halves", "difference", 0.0, 2), ("exact", "wired", "rank", 1.0, 16)),
+        *(("silent", "halves", "difference", 0.0, 2), ("silent", "wired", "rank", np.nan, 16)),
+        *(("wrong", "halves", "difference", 0.1, 2), ("wrong", "wired", "rank", 4.0, 8)),
+    ]
+    planted = pd.DataFrame(rows, columns="method plant statistic value n".split())
+    figure = check_plots.planted_heatmap(planted, ideals={"difference": 0.0})
+    ax = figure.axes[0]
+    assert labels_of(ax.yaxis) == ["exact", "noisy", "random", "silent", "wrong (n=8)"]
+    assert labels_of(ax.xaxis) == ["halves: difference (ideal 0, n=2)", "wired: rank (ideal 1, n=16)"]
+    assert "best first" not in ax.get_title() and "equal ones by name" in ax.get_title()
 
 
 # ---- seeds_side_by_side ----

@@ -8,7 +8,7 @@ from scipy.stats import t as student
 
 from analysis.claim_maps import correlation, maps_tell
 from analysis.fragility import read_changing
-from analysis.verdict_rules import KNOCKED_OUT, PATCHED, word_of
+from analysis.verdict_rules import KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED, rule_of, word_of
 
 
 def by_definition(x, y, level=0.95):
@@ -58,9 +58,8 @@ def tables(slope, *, heads=30, seed=2):
         sign = rng.choice([-1, 1], heads)
         for head in range(heads):
             place = {"layer": head // 6, "head": head % 6}
-            knockout.append(
-                place | {"region": region, "mass": mass[head], "effect_var_pct": sign[head] * size[head], "n": 32}
-            )
+            looks = {"mass": 1 - mass[head], "mass_of_map": mass[head]}  # special tokens took the rest
+            knockout.append(place | looks | {"region": region, "effect_var_pct": sign[head] * size[head], "n": 32})
             patching.append(place | {"item": region, "share": -sign[head] * size[head], "n": 30})
             for model, query in (("finetuned", "cls"), ("finetuned", "mean"), ("pretrained", "cls")):
                 own = mass[head] if (model, query) == ("finetuned", "cls") else rng.uniform()
@@ -74,10 +73,19 @@ def tables(slope, *, heads=30, seed=2):
 )
 def test_sizes_within_regions_decide(slope, word):
     """Effects of either sign count by size; that one region does a hundred times more than another does not count."""
-    for row, quantity in zip(maps_tell(tables(slope), "finetuned"), (KNOCKED_OUT, PATCHED), strict=True):
+    found = maps_tell(tables(slope), "finetuned")
+    assert [row["quantity"] for row in found] == [KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED]
+    for row, quantity in zip(found[::2], (KNOCKED_OUT, PATCHED), strict=True):
         assert row["quantity"] == quantity and row["n_heads"] == 30
         assert word_of("C5", quantity, row["ci_low"], row["ci_high"]) == word
         assert row["unit"].endswith("mean of chirp, text")
+
+
+def test_the_map_is_asked_and_the_whole_attention_stands_beside():
+    """Where special tokens take what patches have, the map tells and the share of the whole says the opposite."""
+    first, whole, _ = maps_tell(tables(1.0), "finetuned")
+    assert first["value"] > 0.9 and whole["value"] == pytest.approx(-first["value"])
+    assert rule_of("C5", KNOCKED_OUT).part == "test" and rule_of("C5", KNOCKED_OUT_WHOLE).part == "beside"
 
 
 def test_leaving_a_head_out_is_correlating_without_it():
@@ -96,7 +104,7 @@ def test_leaving_a_head_out_is_correlating_without_it():
 def test_what_a_run_lacks_is_untested():
     found = tables(1.0)
     assert [row.get("note") for row in maps_tell({}, "finetuned")] == [
-        *("the run has no table knockout", "the run has no table patching")
+        *("the run has no table knockout", "the run has no table knockout", "the run has no table patching")
     ]
-    without_maps = maps_tell({"patching": found["patching"], "concepts": pd.DataFrame()}, "finetuned")[1]
+    without_maps = maps_tell({"patching": found["patching"], "concepts": pd.DataFrame()}, "finetuned")[-1]
     assert "fewer than 5 heads" in without_maps["note"] and "value" not in without_maps

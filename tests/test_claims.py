@@ -13,9 +13,9 @@ from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
 from analysis.checks.claims import table_of
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
-from analysis.claim_plots import claim_figure
+from analysis.claim_plots import STUDY_LAYERS, claim_figure
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
-from analysis.claim_tables import VERDICT_COLUMNS, claims_table, markdown, verdicts_table
+from analysis.claim_tables import VERDICT_COLUMNS, Fragility, claims_table, markdown, verdicts_table
 from analysis.claims import main, read_run, released_values
 from analysis.plan import CLAIMS, plan_sha256
 from analysis.tables import write_table
@@ -108,6 +108,29 @@ def test_what_the_released_procedure_gives(tmp_path):
     assert found[MEAN_EARLY] == (40.0, 10.0)
     assert found[SIXTH_RATIO][0] == 2.5
     assert len(found) == 3  # it measures nothing of what heads look at
+
+
+def test_an_audit_of_another_make_is_one_line(tmp_path):
+    audit = write_audit(tmp_path / "audit")
+    trend = pd.read_csv(audit / "trend.csv")
+    trend.drop(columns="early_pct").to_csv(audit / "trend.csv", index=False)
+    with pytest.raises(ValueError, match=r"trend\.csv: missing column\(s\) early_pct"):
+        released_values(audit)
+    trend[trend["configuration"] != "as_released"].to_csv(audit / "trend.csv", index=False)
+    with pytest.raises(ValueError, match=r"trend\.csv: expected one row of as_released, original, got 0"):
+        released_values(audit)
+
+
+def test_models_of_two_kinds_are_named_both():
+    table, _ = table_of_runs(a=measured(), b=measured())
+    kinds = {"a": "DINOv2-small, fine-tuned on default pictures", "b": "ViT-B, fine-tuned on others"}
+    found = verdicts_table(table.assign(differs=table["run"].map(kinds)))
+    assert set(found["differs"]) == {"; and ".join(kinds.values())}
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.0123, "1.2 %"), (0.0996, "10 %"), (0.996, "100 %"), (1.0, "100 %")])
+def test_the_share_of_the_largest_picture_in_words(share, words):
+    assert f"largest picture {words} of the effect" in Fragility("supported", {}, "picture", "", share).told()
 
 
 def test_a_column_is_not_believed(tmp_path, capsys):
@@ -268,6 +291,15 @@ def test_figures_show_values_words_ranges_and_fragility():
     )
     assert share.patches[0].get_x() == pytest.approx(0.8)
     assert not any("version 1" in one.get_title() for one in claim_figure(table, verdicts.reset_index(), "C2").axes)
+    slopes = claim_figure(table, verdicts.reset_index(), "C6")
+    panels = [one for one in slopes.axes if "slope over layers" in one.get_title().replace("\n", " ")]
+    assert len(panels) == 3 and len({one.get_xlim() for one in panels}) == 1
+    assert "from 1" not in slopes.get_suptitle()  # no quantity of it counts layers
+    for one in panels:
+        right = one.patches[0].get_x() + one.patches[0].get_width()
+        assert right == pytest.approx(one.get_xlim()[1])  # the claimed range goes as far as the shared axis
+    assert all(len(one.get_xticks()) <= 7 for one in (*figure.axes, *slopes.axes))  # two may lie beyond the limits
+    assert STUDY_LAYERS in figure.get_suptitle().replace("\n", " ") and figure.get_figwidth() <= 9.6
     with pytest.raises(ValueError, match="no rows of C9"):
         claim_figure(table, verdicts.reset_index(), "C9")
 

@@ -148,6 +148,20 @@ def test_the_best_on_different_pictures_is_the_highest_value_cross(study):
     assert table.set_index("method").loc["flat", ["difference", "difference_ci_low", "p", "p_holm"]].isna().all()
 
 
+def test_against_one_that_is_named(study):
+    scores, truth, _ = study
+    few = {name: found for name, found in scores.items() if name != "flat"}
+    found = df.difference_table(few, {"zero": truth}, ["control"], indices, 3, against="control", num_halves=50)
+    assert set(found["best"]) == {"control"} and "control" not in set(found["method"])
+    assert set(found["method"]) == set(few) - {"control"}
+    usual = df.difference_table(few, {"zero": truth}, ["control"], indices, 3, num_halves=50)
+    for pictures in ("same", "different"):
+        one = found[found["pictures"] == pictures].set_index("method")
+        other = usual[usual["pictures"] == pictures].set_index("method")
+        assert one.loc["good", "difference"] == pytest.approx(-other.loc["control", "difference"])
+        assert one.loc["good", "n"] == other.loc["control", "n"]
+
+
 def test_each_truth_has_a_best_of_its_own_and_holm_is_taken_within_it(study):
     scores, truth, table = study
     other = scores["bad"] + 0.1 * scores["middling"]

@@ -62,6 +62,13 @@ NAMES = (
 )
 
 
+def test_a_kill_while_the_first_state_is_begun_costs_nothing(options, tmp_path):
+    (tmp_path / "model" / "resume").mkdir(parents=True)
+    (tmp_path / "model" / "resume" / ".run.json.0000000000000001.tmp").write_text("{")
+    assert main(arguments(options)) == 0
+    assert not (tmp_path / "model" / "resume").exists()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_others_are_refused_before_the_data_are_opened(options, tmp_path, capsys, name):
     path = tmp_path / "model" / name

@@ -162,6 +162,34 @@ def test_two_runs_in_one_folder(tmp_path, capsys):
     list(write_folder(ChirpDataset("test", 2, CONFIG), tmp_path / "data"))
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from data_synth import folder
+
+def work(lot):
+    if lot == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+if __name__ == "__main__":
+    try:
+        list(folder.fill_folder(pathlib.Path(sys.argv[1]), {}, folder.pd.DataFrame({"a": [1]}), work, range(6), 2))
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes cannot be killed like this")
+def test_a_process_that_is_killed_ends_the_run(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    command = [sys.executable, script, tmp_path / "data"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert "a process that draws was killed" in run.stdout and "goes on from there" in run.stdout, run.stderr
+    assert not (tmp_path / "data" / "metadata.csv").exists()
+
+
 POOL = """
 import pathlib, re, signal
 from data_synth import folder

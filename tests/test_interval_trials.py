@@ -148,6 +148,16 @@ def test_best_is_the_smallest_gap_over_both_tails_and_level_ones_are_students():
     assert found.to_dict() == {("mean", 16): "student_t", ("mean", 64): "bca", ("mean", 128): "student_t"}
 
 
+def test_a_table_of_others_is_refused_before_anything_is_computed(tmp_path, capsys, monkeypatch):
+    good = write_run(tmp_path / "good", np.random.default_rng(0).normal(size=(24, 2, 2)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).write_text("mine\n")
+    monkeypatch.setattr("analysis.interval_coverage.coverage_rows", None)
+    assert main([str(good), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "not written by analysis.interval_coverage" in capsys.readouterr().err
+    assert (tmp_path / "out" / NAME).read_text() == "mine\n"
+
+
 def test_bad_input_is_one_line_and_nothing_written(tmp_path, capsys):
     rng = np.random.default_rng(0)
     good = write_run(tmp_path / "good", rng.normal(size=(24, 2, 2)))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import league_plots, method_plots
+from analysis.captions import names_with_n, pictures_told
 from analysis.cells import CONTROL_INK
 
 FAMILIES = {
@@ -182,7 +183,7 @@ def test_cost_front_places_methods_controls_and_the_price_of_nothing(tables):
     ax.figure.draw_without_rendering()
     assert labels_of(ax.xaxis) == ["0", "1", "10", "100", "1000"]
     assert ax.get_xticks()[0] == 0.25
-    front = next(line for line in ax.lines if line.get_label() == "best for its price")
+    front = next(line for line in ax.lines if line.get_label() == league_plots.FRONT)
     best = 0.0
     for x, y in zip(front.get_xdata()[:-1], front.get_ydata()[:-1], strict=True):
         affordable = league[~league["is_control"] & (league["forwards"] <= x)]
@@ -206,7 +207,7 @@ def test_cost_front_names_every_method_and_no_name_touches_another_or_a_point(se
     ax = league_plots.cost_front(league)
     ax.figure.draw_without_rendering()
     labels = [text for text in ax.texts if text.get_text()]
-    assert sorted(label.get_text() for label in labels) == sorted(league["method"])
+    assert sorted(label.get_text() for label in labels) == sorted(names_with_n(league.set_index("method")))
     boxes = [label.get_window_extent() for label in labels]
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(len(boxes)) for j in range(i))
     frame = ax.get_window_extent()
@@ -215,11 +216,42 @@ def test_cost_front_names_every_method_and_no_name_touches_another_or_a_point(se
     for column in ("value_cross", "spearman"):
         points = ax.transData.transform(np.column_stack([cost, league[column]]))
         assert not any(box.contains(*point) for box in boxes for point in points)
-    drawn = [line for line in ax.lines if line.get_label() in ("best for its price", "ablation at that price")]
+    drawn = [line for line in ax.lines if line.get_label() in (league_plots.FRONT, "ablation at that price")]
     assert len(drawn) == 2
     for line in drawn:  # a name that a line crosses reads as struck out
         path = line.get_transform().transform_path(line.get_path())
         assert not any(path.intersects_bbox(box, filled=False) for box in boxes if line.get_linestyle() == "--")
+
+
+def test_cost_front_says_what_it_holds(tables):
+    league = tables["league"]
+    ax = league_plots.cost_front(league)
+    assert "logarithmic right of the dotted line; 0: no pass" in ax.get_xlabel()
+    assert "n: number of pictures, where it is below 256" in ax.get_xlabel()
+    assert ax.get_ylabel() == "Spearman ρ with zero ablation (method and truth on different pictures)"
+    assert "shapley" in league_plots.cost_front(league, truth="shapley").get_ylabel()
+    assert "best for its price, controls left out" in [text.get_text() for text in ax.get_legend().get_texts()]
+    paid = league_plots.cost_front(league[league["forwards"] > 0])
+    assert "dotted" not in paid.get_xlabel()
+
+
+def test_league_and_truths_say_what_their_numbers_are_of(tables):
+    fewer = {name: table.copy() for name, table in tables.items()}
+    fewer["agreement"].loc[fewer["agreement"]["truth"] == "shapley", "n"] = 16
+    shapley = fewer["truths"][["truth_a", "truth_b"]].eq("shapley").any(axis=1)
+    fewer["truths"].loc[shapley, "n"] = 16
+    figure = league_plots.league_heatmap(fewer["agreement"], fewer["league"])
+    left, right = figure.axes[:2]
+    for axis in (left.xaxis, right.xaxis):
+        assert labels_of(axis) == ["zero", "mean", "resample", "counterfactual", "shapley (n=16)"]
+    assert "same pictures" in right.get_title() and "different pictures" in left.get_title()
+    bar = figure.axes[2]
+    assert bar.get_ylabel() == "left: Spearman\n(effects averaged over pictures)"
+    figure.draw_without_rendering()
+    assert bar.get_position().x0 > right.get_position().x1
+    ax = league_plots.truth_matrix(fewer["truths"])
+    assert labels_of(ax.xaxis)[-1] == "shapley (n=16)" and labels_of(ax.yaxis)[0] == "zero"
+    assert ax.get_title().startswith("Truths against each other: effects averaged over pictures (256 pictures)")
 
 
 def test_cost_front_counts_what_it_cannot_place(tables):
@@ -236,9 +268,9 @@ def test_cost_front_counts_what_it_cannot_place(tables):
 
 def test_names_bear_their_number_of_pictures_only_where_it_is_smaller():
     table = pd.DataFrame({"n": [256, 32, 256]}, index=["a", "b", "c"])
-    assert method_plots.names_with_n(table) == ["a", "b (n=32)", "c"]
-    assert method_plots.names_with_n(table[[]]) == ["a", "b", "c"]
-    assert method_plots.names_with_n(table.assign(n=[np.nan, 16, 32])) == ["a", "b (n=16)", "c"]
+    assert names_with_n(table) == ["a", "b (n=32)", "c"]
+    assert names_with_n(table[[]]) == ["a", "b", "c"]
+    assert names_with_n(table.assign(n=[np.nan, 16, 32])) == ["a", "b (n=16)", "c"]
 
 
 def test_bars_and_scatter_of_many_methods_say_which_were_judged_on_fewer_pictures(tables):
@@ -249,9 +281,24 @@ def test_bars_and_scatter_of_many_methods_say_which_were_judged_on_fewer_picture
     card = pd.DataFrame({"layer": [0, 0, 1], "head": [0, 1, 0], "ablation_zero_var_pct": [1.0, 2.0, 3.0]})
     card = card.assign(**{f"score_{name}": [1.0, 2.0, 3.0] for name in league["method"]})
     figure = method_plots.method_scatter(card, agreement)
-    titles = [ax.get_title().splitlines()[0] for ax in figure.axes if ax.get_title()]
-    assert len(titles) == 26 and sorted(title for title in titles if "n=" in title) == fewer
-    assert figure.get_figwidth() < 11
+    titles = [ax.get_title().splitlines() for ax in figure.axes if ax.get_title()]
+    told = sorted(f"{title[0]} (n=32)" for title in titles if title[-1] == "(same 32 pictures)")
+    assert len(titles) == 26 and told == fewer
+    assert figure.get_figwidth() <= 9.6
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([128, 128], "The first 128 pictures."),
+        ([16, 16], "The first 16 pictures, indicative only."),
+        ([2, 16], "2 to 16 pictures, indicative only."),
+        ([4, 128], "4 to 128 pictures, indicative only below 128."),
+        ([128, 256], "128 to 256 pictures."),
+    ],
+)
+def test_captions_tell_how_many_pictures_rows_rest_on(counts, told):
+    assert pictures_told(pd.DataFrame({"n": counts})) == told
 
 
 BROKEN = [

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import artists, method_plots, plots
+from analysis.cells import CONTROL_INK
+from analysis.point_labels import LEADER, label_points
 
 METHODS = (
     *("gate_ig_out", "gate_ixg_out", "conductance_out", "gate_ig", "layer_conductance", "gate_ixg"),
@@ -189,6 +191,17 @@ def test_iou_heatmaps_name_the_best_head(tables):
     assert title == f"chirp\nbest L{best['layer']:.0f}H{best['head']:.0f}: {best['iou_chirp_adjusted']:.2f}"
 
 
+def test_iou_heatmaps_of_ten_regions_stand_in_two_rows_of_five_with_plain_names(tables):
+    rows = tables["localization"]
+    more = rows[rows["region"] == "x_ticks"].assign(region="plot_background")
+    figure = plots.iou_heatmaps(pd.concat([rows, more]), regions=(*REGIONS, "plot_background"))
+    panels = [ax for ax in figure.axes if ax.images]
+    assert panels[0].get_subplotspec().get_gridspec().get_geometry() == (2, 5)
+    assert [ax.get_title().splitlines()[0] for ax in panels][2::7] == ["x label", "plot background"]
+    assert figure.get_figwidth() <= 9.6
+    assert figure.axes[-1].get_ylabel().startswith("adjusted IoU")
+
+
 def test_iou_heatmaps_of_the_localization_table_take_the_chosen_rows(tables):
     rows = tables["localization"]
     figure = plots.iou_heatmaps(rows, regions=("x_ticks",), query="mean", metric="lift")
@@ -287,6 +300,17 @@ def test_method_scatter_keeps_the_given_methods_and_says_when_one_was_not_compar
     assert figure.axes[1].get_title().startswith("random\nkendall = ")
 
 
+def test_method_scatter_says_that_rho_is_of_the_same_pictures_where_they_are_fewer(tables):
+    agreement = tables["agreement"].copy()
+    agreement.loc[agreement["method"] == "chefer", "n"] = 32
+    figure = method_plots.method_scatter(tables["scorecard"], agreement)
+    titles = {ax.get_title().splitlines()[0]: ax.get_title().splitlines()[1:] for ax in figure.axes if ax.get_title()}
+    assert titles["chefer"][1:] == ["(same 32 pictures)"] and len(titles["random"]) == 1
+    told = "ρ: scores and effects of the same pictures. Points: effects of all 256 pictures."
+    assert figure.get_supxlabel() == told
+    assert not method_plots.method_scatter(tables["scorecard"], tables["agreement"]).get_supxlabel()
+
+
 # ---- agreement_bars ----
 
 
@@ -322,6 +346,19 @@ def test_agreement_bars_put_methods_without_a_value_last_and_say_so(tables):
     first = method_plots.agreement_bars(agreement).axes[0]
     assert first.get_yticklabels()[-1].get_text() == "gate_ig_out"
     assert texts(first) == ["no value"]
+
+
+def test_agreement_bars_name_the_truth_share_a_range_and_explain_n(tables):
+    agreement = tables["agreement"].copy()
+    agreement.loc[agreement["method"] == "chefer", "n"] = 32
+    agreement.loc[agreement["statistic"] == "spearman_within_layers", "cross_ci_low"] -= 0.5
+    figure = method_plots.agreement_bars(agreement)
+    first, second = figure.axes
+    assert first.get_xlabel() == "Spearman ρ with zero ablation, all heads"
+    assert second.get_xlabel() == "Spearman ρ with zero ablation, within layers"
+    assert first.get_xlim() == second.get_xlim() and first.get_xlim()[0] < agreement["cross_ci_low"].min()
+    assert figure.legends[0].get_title().get_text() == "n: number of pictures, where it is below 256"
+    assert not method_plots.agreement_bars(tables["agreement"]).legends[0].get_title().get_text()
 
 
 def test_agreement_bars_draw_the_statistics_asked_for(tables):
@@ -374,6 +411,44 @@ def test_quadrant_counts_the_heads_it_cannot_place():
     assert texts(plots.quadrant(card)) == ["no head has both values"]
 
 
+def test_quadrant_says_what_its_lines_are_and_claims_no_more_than_they_tell(tables):
+    ax = plots.quadrant(tables["scorecard"])
+    assert ax.get_title().endswith("\ndashed: medians over heads")
+    corners = [text for text in texts(ax) if "\n" in text]
+    assert corners[0] == "helps more than the median head,\nlooks there less" and len(corners) == 4
+    assert not any("not help" in text or "neither" in text for text in corners)
+    given = plots.quadrant(tables["scorecard"], effect_line=0.5)
+    assert "median" not in given.get_title() and "helps less than the dashed line,\nlooks there more" in texts(given)
+
+
+def leaders_of(ax) -> set[tuple[float, float]]:
+    """The points from which a line leads to a name."""
+    return {tuple(text.xy) for text in ax.texts if text.get_label() == LEADER}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_leads_to_every_name_that_is_far_or_nearer_to_another_point(seed):
+    rng = np.random.default_rng(seed)
+    points = np.concatenate([rng.normal(0, 0.12, (22, 2)), rng.normal(0, 2, (8, 2))])
+    names = [f"name {at}" for at in range(len(points))]
+    ax = artists.new_axes(None, 5, 4)
+    ax.scatter(*points.T)
+    label_points(ax, points, names, 30)
+    led, scale = leaders_of(ax), ax.figure.dpi / 72
+    pixels = ax.transData.transform(points)
+    assert 0 < len(led) < 30
+    for text in ax.texts:
+        if not text.get_text():
+            continue
+        at = names.index(text.get_text())
+        box = text.get_window_extent()
+        gaps = np.hypot(*(np.maximum(0, np.maximum(box.min - pixels, pixels - box.max))).T) / scale
+        if gaps[at] > 12 or np.delete(gaps, at).min() < gaps[at] - 2:
+            assert tuple(points[at]) in led, text.get_text()
+        elif gaps[at] < 6 and np.delete(gaps, at).min() > gaps[at] + 3:
+            assert tuple(points[at]) not in led, text.get_text()
+
+
 # ---- pixel_localization_bars, layer_profile ----
 
 
@@ -383,19 +458,33 @@ def test_pixel_localization_bars_show_value_chance_and_ceiling(tables):
     assert names == ["integrated_gradients", "chefer", "saliency", "rollout"]
     assert [bar.get_width() for bar in ax.patches] == [0.12, 0.11, 0.09, 0.04]
     lines = {c.get_label(): {segment[0][0] for segment in c.get_segments()} for c in ax.collections}
-    assert lines["chance"] == {0.01} and lines["ceiling"] == {0.17}
+    assert lines["chance"] == {0.01} and lines[method_plots.PATCH_CEILING] == {0.17}
+    chance = next(c for c in ax.collections if c.get_label() == "chance")
+    assert chance.get_zorder() > max(bar.get_zorder() for bar in ax.patches) and ax.get_xlim()[0] < 0
     mass = method_plots.pixel_localization_bars(tables["pixels"], metric="mass")
-    assert "ceiling" not in [text.get_text() for text in mass.get_legend().get_texts()]
+    assert method_plots.PATCH_CEILING not in [text.get_text() for text in mass.get_legend().get_texts()]
+    assert ax.get_title() == "Pixel methods: IoU with the chirp" and mass.get_xlabel() == "mass with the chirp"
+
+
+def test_pixel_localization_bars_name_methods_plainly_with_controls_and_fewer_pictures(tables):
+    pixels = tables["pixels"].assign(method="pixel_" + tables["pixels"]["method"])
+    pixels.loc[pixels["method"] == "pixel_saliency", "n"] = 32
+    ax = method_plots.pixel_localization_bars(pixels, controls=["pixel_rollout", "pixel_uniform"])
+    labels = ax.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["integrated_gradients", "chefer", "saliency (n=32)", "rollout"]
+    assert [label.get_text() for label in labels if label.get_color() == CONTROL_INK] == ["rollout"]
+    assert len({bar.get_facecolor() for bar in ax.patches[:3]}) == 1 != len({b.get_facecolor() for b in ax.patches})
+    assert "n: number of pictures, where it is below 256" in ax.get_xlabel()
 
 
 def test_layer_profile_of_an_array_is_the_mean_over_images_and_heads():
     effects = np.random.default_rng(0).normal(size=(40, 3, 2)) + np.arange(3)[:, None]
     ax = plots.layer_profile(effects, label="effect (%)")
-    line = next(line for line in ax.lines if line.get_label() == "mean over heads")
+    line = next(line for line in ax.lines if line.get_label() == plots.LAYER_MEAN)
     assert np.allclose(line.get_ydata(), effects.mean(axis=(0, 2)), rtol=0, atol=1e-14)
     dots = next(c for c in ax.collections if c.get_label() == "one head").get_offsets()[:, 1]
     assert np.allclose(dots, effects.mean(axis=0).ravel())
-    bars = next(c for c in ax.collections if c.get_label() == "interval of the mean").get_segments()
+    bars = ax.collections[-1].get_segments()
     error = effects.mean(axis=2).std(axis=0) / np.sqrt(40)
     widths = np.array([bar[1][1] - bar[0][1] for bar in bars])
     assert np.allclose(widths, 2 * 1.96 * error, rtol=0.1)  # normal effects: the textbook interval
@@ -405,12 +494,22 @@ def test_layer_profile_of_an_array_is_the_mean_over_images_and_heads():
 def test_layer_profile_of_a_table_takes_its_numbers():
     table = pd.DataFrame({"layer": [1, 0], "mean": [2.0, 1.0], "ci_low": [1.5, 0.0], "ci_high": [3.0, 1.2]})
     ax = plots.layer_profile(table)
-    line = next(line for line in ax.lines if line.get_label() == "mean over heads")
+    line = next(line for line in ax.lines if line.get_label() == plots.LAYER_MEAN)
     assert line.get_xdata().tolist() == [0, 1] and line.get_ydata().tolist() == [1.0, 2.0]
     assert [segment[:, 1].tolist() for segment in ax.collections[0].get_segments()] == [
         [0.0, 1.2],
         [1.5, 3.0],
     ]
+
+
+def test_layer_profile_is_linear_and_explains_its_bars_once():
+    mean = np.array([0.05, 0.1, 0.08, 0.4, 0.5, 0.4, 2.8, 2.4])
+    table = pd.DataFrame({"layer": range(8), "mean": mean, "ci_low": 0.1 * mean, "ci_high": 1.3 * mean})
+    ax = plots.layer_profile(table, label="mean effect of zero ablation")
+    assert ax.get_yscale() == "linear" and ax.get_ylabel() == "mean effect of zero ablation"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mean over heads with its 95 % interval"]
+    heavy = plots.layer_profile(table.assign(mean=mean * (1, 1, 1, 1, 1, 1, 1, 100), ci_high=400.0))
+    assert heavy.get_yscale() == "symlog" and "symmetric log" in heavy.get_ylabel()
 
 
 # ---- scales and labels ----
@@ -437,7 +536,24 @@ def test_symmetric_log_scale_needs_a_heavy_tail():
     assert artists.linear_within([]) is None
     assert artists.linear_within([0.3, 0.4, -0.5, 60.0]) == 0.5
     assert artists.linear_within([1e-9] * 9 + [100.0]) == 0.1  # at most three decades of log on each side
-    assert artists.symlog_ticks(-2, 30, 0.5) == [-1, 0, 1, 10]
+    assert artists.symlog_ticks(-2, 30, 0.5) == [-1, -0.5, 0, 0.5, 1, 10]
+    assert artists.symlog_ticks(0, 30, 0.1) == [0, 0.1, 1, 10]
+    assert artists.symlog_minor_ticks(-0.75, 3.5, 0.5) == pytest.approx([-0.7, -0.6, 0.6, 0.7, 0.8, 0.9, 2, 3])
+
+
+@pytest.mark.parametrize(("low", "ticks"), [(-30.0, [-10, 0, 10]), (0.1, [0, 1, 10])], ids=["two sides", "one side"])
+def test_symmetric_log_axes_number_the_linear_part_and_leave_small_ticks_bare(low, ticks):
+    figure = Figure((4, 4))
+    wide, narrow = figure.subplots(1, 2)
+    values = [low, 0.3, 0.2, 0.2, 0.2, 30.0]
+    for ax, is_narrow in ((wide, False), (narrow, True)):
+        ax.plot(values, values)
+        artists.effect_scale(ax, "x", values, "score", 0.2, is_narrow=is_narrow)
+    assert 0.2 in wide.get_xticks() and (-0.2 in wide.get_xticks()) is (low < 0)
+    assert {2.0, 5.0, 20.0} <= set(wide.get_xticks(minor=True))
+    figure.draw_without_rendering()
+    assert not any(tick.label1.get_text() for tick in wide.xaxis.get_minor_ticks())
+    assert narrow.get_xticks().tolist() == ticks
 
 
 # ---- what must never happen ----

@@ -128,7 +128,7 @@ def test_role_map_has_a_panel_for_each_model_that_there_is(tables):
 def test_role_map_takes_the_query_and_the_threshold_asked_for(tables):
     roles = tables["roles"]
     figure = role_plots.role_map(roles, query="mean", tau=5)
-    assert figure.get_suptitle() == "Roles of the heads (query mean, τ = 5)"
+    assert figure.get_suptitle() == "Roles of the heads (mean query, τ = 5)"
     chosen = roles.query("query == 'mean' and tau == 5 and model == 'pretrained'")
     texts = texts_at(figure.axes[1])
     for row in chosen[chosen["semanticity"] == "monosemantic"].itertuples():
@@ -210,14 +210,17 @@ def test_lifts_before_after_places_each_head_and_floors_zeros(tables):
         assert {text.get_text() for text in ax.texts if text.get_text()} == most
 
 
-def test_lifts_before_after_says_where_a_concept_has_no_data(tables):
+def test_lifts_before_after_skips_concepts_without_pairs(tables):
     concepts = tables["concepts"].copy()
     concepts.loc[concepts["concept"] == "sink", "lift"] = np.nan
     concepts = concepts[~((concepts["concept"] == "edge") & (concepts["model"] == "pretrained"))]
     figure = role_plots.lifts_before_after(concepts)
     titles = dict(ax.get_title().split("\n") for ax in figure.axes if ax.get_title())
-    assert titles["sink"] == titles["edge"] == "no head with both lifts"
+    assert list(titles) == ["chirp", "text", "colorbar", "corner"]
     assert titles["chirp"].endswith("72 heads")
+    assert "CLS query" in figure.get_supxlabel()
+    none = role_plots.lifts_before_after(concepts.assign(lift=np.nan))
+    assert all(ax.get_title().endswith("no head with both lifts") for ax in none.axes if ax.get_title())
 
 
 def test_lifts_before_after_gives_no_correlation_of_a_constant(tables):
@@ -269,9 +272,11 @@ def test_quadrant_by_role_reads_the_fine_tuned_model_at_one_threshold(tables):
     drawn = drawn_roles(ax)
     assert len(drawn["chirp detector"].get_offsets()) == counts["chirp", "detector"]
     assert sum(len(c.get_offsets()) for c in drawn.values()) == 72
-    assert "query mean, τ = 2" in ax.get_title()
+    assert "mean query, τ = 2" in ax.get_title()
     assert "symmetric log" in ax.get_ylabel()
-    names = [text.get_text() for text in ax.texts]
+    assert ax.get_title().endswith("\ndashed: medians over heads")
+    assert "helps less than the median head,\nlooks there more" in [text.get_text() for text in ax.texts]
+    names = [text.get_text() for text in ax.texts if text.get_text().startswith("L")]
     top = tables["scorecard"].nlargest(1, "ablation_zero_var_pct").iloc[0]
     assert 8 < len(names) <= 16 and head_name(top["layer"], top["head"]) in names
 

@@ -6,6 +6,7 @@ import pytest
 from test_check_plots import cut_off
 
 from analysis import check_plots, tail_plots
+from analysis.point_labels import LEADER
 
 
 @pytest.fixture
@@ -39,13 +40,18 @@ def test_pairs_show_both_tails_and_their_numbers(pairs):
     counts = [pairs["is_backup"].sum(), pairs["is_shared"].sum()]
     counts.append(len(pairs) - sum(counts))
     assert min(counts) > 0
-    assert [text.get_text().rsplit("(")[-1] for text in ax.get_legend().get_texts()] == [f"{n})" for n in counts]
+    assert [text.get_text().rsplit("(")[-1] for text in figure.legends[0].get_texts()] == [f"{n})" for n in counts]
+    assert figure.legends[0].get_texts()[2].get_text().startswith("not both: interval beyond 0 and q < 0.05")
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert len(dots) >= 2
     for line, name in zip(dots[:2], ("is_backup", "is_shared"), strict=True):
         assert list(line.get_ydata()) == list(pairs.loc[pairs[name], "beyond_var_pct"])
         assert list(line.get_xdata()) == list(pairs.index[pairs[name]])
-    assert ax.texts[0].get_text() == "L9H0 + L3H0" and ax.texts[-1].get_text() == "L9H5 + L3H4" and len(ax.texts) == 6
+    named = [text for text in ax.texts if text.get_text()]
+    assert [text.get_text() for text in named][::5] == ["L9H0 + L3H0", "L9H5 + L3H4"] and len(named) == 6
+    boxes = [text.get_window_extent() for text in named]
+    assert not any(boxes[i].overlaps(boxes[j]) for i in range(6) for j in range(i))
+    assert any(text.get_label() == LEADER for text in ax.texts)
     figure.draw_without_rendering()
     assert not cut_off(figure)
 
@@ -55,7 +61,12 @@ def test_gaps_stand_beside_the_range_of_random_orders(curves):
     [ax] = figure.axes
     gaps = curves.drop_duplicates("method").set_index("method")["area_gap"]
     null = gaps[gaps.index.str.fullmatch(r"random_\d+")]
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(gaps.drop(null.index).sort_values().index)
+    order = gaps.drop(null.index).sort_values().index
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["random (one more order)" if name == "random" else name for name in order]
+    zero = next(line for line in ax.lines if list(line.get_xdata()) == [0, 0])
+    assert zero.get_zorder() > ax.patches[0].get_zorder()
+    assert ax.get_legend() is None and len(figure.legends) == 1  # below the axes, on no number
     [ticks] = [line for line in ax.lines if line.get_marker() == "|"]
     assert sorted(ticks.get_xdata()) == pytest.approx(sorted([*null, *-null])) and len(ticks.get_xdata()) == 40
     [band] = ax.patches
@@ -63,20 +74,25 @@ def test_gaps_stand_beside_the_range_of_random_orders(curves):
     figure.draw_without_rendering()
     assert not cut_off(figure)
     without = tail_plots.area_gaps(curves[~curves["method"].isin(null.index)])
-    assert not without.axes[0].patches and without.axes[0].get_legend() is None
+    assert not without.axes[0].patches and not without.legends
+    assert "random" in [label.get_text() for label in without.axes[0].get_yticklabels()]
 
 
 def test_curves_show_the_band_of_random_orders(curves):
     figure = check_plots.removal_curves(curves)
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "20 random orders" in named and "random" not in named
+    assert {"median of 20 random orders", "90 % of 20 random orders", "random (one more order)"} <= set(named)
+    assert "random" not in named
     for panel, order in zip(figure.axes, ("most_first", "least_first"), strict=True):
-        [middle] = [line for line in panel.lines if line.get_label() == "20 random orders"]
+        [middle] = [line for line in panel.lines if line.get_label() == "median of 20 random orders"]
         rows = curves[curves["method"].str.fullmatch(r"random_\d+")]
         for at, value in zip(middle.get_xdata(), middle.get_ydata(), strict=True):
             assert value == pytest.approx(np.median(rows.loc[rows["removed"] == at, "loss_rise_var_pct"]))
         assert order in set(rows["order"])
-        assert len(panel.lines) == 1 + 1 + 1 + 2  # the zero, the median, the truth, two methods
+        one_more = next(line for line in panel.lines if line.get_label() == "random (one more order)")
+        drawn = curves[(curves["method"] == "random") & (curves["order"] == order)]
+        assert list(one_more.get_ydata()) == list(drawn["loss_rise_var_pct"]) and one_more.get_linestyle() == ":"
+        assert len(panel.lines) == 1 + 1 + 1 + 1 + 2  # the zero, the median, one more, the truth, two methods
 
 
 def test_tables_that_do_not_fit_are_refused_in_one_line(pairs, curves):

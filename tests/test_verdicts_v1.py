@@ -14,9 +14,11 @@ DIVISOR = "effect of layers 1-3, by which is divided"
 
 
 def as_measured_now(rows):
-    """Old rows under the names of today: ratios had the interval of version 1, its guard stood in a sentence alone."""
+    """Old rows under the names of today: means and ratios had the interval of version 1, its guard stood in a sentence
+    alone."""
     ratio = rows["quantity"].str.startswith("effect of layer")
-    named = rows.assign(quantity=rows["quantity"].where(~ratio, rows["quantity"] + ENDING))
+    old = ratio | (rows["quantity"] == "mean effect of layers 1-3") | rows["quantity"].str.startswith("slope over")
+    named = rows.assign(quantity=rows["quantity"].where(~old, rows["quantity"] + ENDING))
     by_cls = rows["quantity"].str.startswith("detectors")
     named["quantity"] = named["quantity"].where(~by_cls, named["quantity"] + ", by the cls query")
     about_zero = rows["why"].fillna("").str.contains("cannot be told from 0").any()

@@ -82,7 +82,7 @@ def heads_of(layers: Sequence[int], num_heads: int) -> tuple[Head, ...]:
 
 def table(evidence: Evidence) -> pd.DataFrame:
     """One row a layer, then one a group of layers; effects in % of the label variance, means over the first n pictures
-    with 95 % BCa intervals.
+    with 95 % intervals.
 
     ``joint_var_pct``: rise of the loss without all these heads, ``trimmed_var_pct`` its 10 % trimmed mean;
     ``sum_of_single_var_pct``: the sum of their single effects by zero ablation on the same pictures;

@@ -32,7 +32,7 @@ REGIONS = ("chirp", "text", "colorbar")
 SMALLEST_ABLATION = 0.05  # % of the label variance, below which a share of it says nothing
 COLUMNS = (
     *("layer", "head", "region", "effect_var_pct", "ci_low", "ci_high", "effect_var_pct_trimmed"),
-    *("mass", "ablation_zero_var_pct", "share_of_ablation", "n"),
+    *("mass", "mass_of_map", "ablation_zero_var_pct", "share_of_ablation", "n"),
 )
 
 
@@ -78,9 +78,9 @@ def table(evidence: Evidence) -> pd.DataFrame:
     """One row a head and region, over the n pictures that contain the region; regions that none contains are left out.
 
     ``effect_var_pct`` [% of the label variance]: hidden minus intact, positive = the head helps by looking there, with
-    its 95 % interval; ``mass``: share of the CLS query's attention on the region; ``ablation_zero_var_pct``: removing
-    the whole head, same pictures; ``share_of_ablation``: the one effect divided by the other, NaN where that is below
-    0.05 %.
+    its 95 % interval; ``mass``: share of the CLS query's whole attention on the region, special tokens included;
+    ``mass_of_map``: that of its map, the attention on patches alone; ``ablation_zero_var_pct``: removing the whole
+    head, same pictures; ``share_of_ablation``: the one effect divided by the other, NaN where that is below 0.05 %.
     """
     if not _is_labelled(evidence.source):
         return pd.DataFrame(columns=list(COLUMNS))
@@ -104,6 +104,7 @@ def table(evidence: Evidence) -> pd.DataFrame:
         "ci_high": hidden.high.ravel(),
         "effect_var_pct_trimmed": interval_over_images(effect, indices, estimator="trimmed").value.ravel(),
         "mass": _mean(mass).ravel(),
+        "mass_of_map": _mean(_of_maps(evidence, mass)).ravel(),
         "ablation_zero_var_pct": ablation.ravel(),
         "share_of_ablation": share.ravel(),
         "n": np.isfinite(effect).sum(axis=0).ravel(),
@@ -112,6 +113,18 @@ def table(evidence: Evidence) -> pd.DataFrame:
     order = rows["region"].map({name: place for place, name in enumerate(REGIONS)})
     places = np.lexsort((order, rows["head"], rows["layer"]))
     return rows.iloc[places].reset_index(drop=True)
+
+
+def _of_maps(evidence: Evidence, mass: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of the CLS maps on each region, [image region layer head], NaN where ``mass`` is."""
+    num_images = len(mass)
+    assert evidence.patch_labels is not None
+    maps = np.asarray(evidence.maps["cls"][:num_images], dtype=np.float64)
+    masks = masks_of(evidence.patch_labels[:num_images])
+    found = np.stack([np.einsum("ilhrc,irc->ilh", maps, masks[name]) for name in REGIONS], axis=1)
+    total = maps.sum(axis=(-2, -1))[:, None]
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isnan(mass), np.nan, found / total)
 
 
 def masks_of(patch_labels: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:

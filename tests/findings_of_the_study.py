@@ -1,0 +1,184 @@
+"""README's findings about the published study, about intervals and about estimates, written from the tables that they name.
+
+As :mod:`findings_of_heads`: each function gives one paragraph, asserts what its words say, and writes every number.
+"""
+
+# ruff: noqa: E501 (sentences)
+
+import numpy as np
+from findings_of_heads import RESULTS, interval, links, number, numbers, span, table
+
+from analysis.score_files import read_scores
+
+AUDIT = RESULTS / "published-audit"
+GROUPS = ("early_var_pct", "sixth_var_pct", "late_var_pct")
+BENCH = RESULTS / "bench"
+
+
+def trend():
+    return table("trend", AUDIT).set_index(["configuration", "order"])
+
+
+def order_of_scenarios():
+    found = trend()
+    released = found.loc["as_released"]
+    first, shuffled = released.loc["original"], released.drop("original")
+    restored = found.loc[("without_never_restore", "original")]
+    scenarios = table("scenarios", AUDIT)
+    single = scenarios[scenarios["configuration"] == "without_never_restore"]["increase_pct"].abs().max()
+    assert len(shuffled) == 5 and all(abs(restored[name]) < 0.005 for name in ("early_pct", "sixth_pct", "late_pct"))
+    return (
+        f"**The released procedure's layer trend is the order of its scenarios** "
+        f"({links('trend', 'scenarios', folder='results/published-audit')}; 64 pictures, batches of 32). Run as released, "
+        "over layers from first to last, its increases of the loss go with the layer by a rank correlation of "
+        f"{number(first['spearman_layer'], 2)}: {number(first['early_pct'], 2)} % of the baseline in layers 1 to 3, "
+        f"{number(first['sixth_pct'], 2)} % in layer 6, {number(first['late_pct'], 2)} % in layers 6 to 12, where the study "
+        "published a rise from 0.11 to 0.34 %. In five shuffled orders the correlation with the layer is "
+        f"{span(shuffled['spearman_layer'], 2)}, that with the place in the order {span(shuffled['spearman_position'], 2)}: "
+        "damage of earlier scenarios is never undone. With weights restored after each scenario nothing is left in any "
+        f"group of layers (0.00 %; no single scenario above {number(single, 3)} %). True ablation of the same model on the "
+        f"same pictures gives {numbers([found.loc[('true_ablation', 'original'), name] for name in GROUPS], 2)} % of the "
+        "label variance."
+    )
+
+
+def fault_by_fault():
+    found = trend()
+
+    def alone(name, digits=2):
+        row = found.loc[(f"only_{name}", "original")]
+        return ", ".join(number(row[group], digits) for group in GROUPS)
+
+    true = found.loc[("true_ablation", "original")]
+    kept = [found.loc[("only_after_forward", "original"), group] / true[group] for group in GROUPS]
+    lost = found.loc[("only_never_restore", "original")]
+    return (
+        f"**Fault by fault** ({links('trend', folder='results/published-audit')}), each alone against true ablation "
+        f"({numbers([true[group] for group in GROUPS], 2)} % of the label variance in layers 1 to 3, 6, and 6 to 12): weights "
+        f"changed after the pass leave {span(kept, 2)} of it, as one batch of two stays intact "
+        f"({alone('after_forward')}); one row in a head's place leaves nothing ({alone('one_row')}); heads never put back "
+        f"make it {number(lost['early_var_pct'], 1)}, {number(lost['sixth_var_pct'], 0)} and "
+        f"{number(lost['late_var_pct'], 0)}; the fine-tuned transformer left out {alone('drop_finetuned', 1)}; labels in "
+        f"units {alone('raw_labels')}; the other preprocessing {alone('other_preprocessing')}."
+    )
+
+
+def wrong_units():
+    baseline = trend().loc[("as_released", "original"), "baseline_loss"]
+    return (
+        f"**Its baseline is that of wrong units** ({links('trend', folder='results/published-audit')}): standardised "
+        f"predictions against labels in units, {number(baseline, 0)} here (2465.65 in its usage example). Nearly all of it "
+        "is the labels' own size, so that any effect is a small share of it."
+    )
+
+
+def maps_as_released():
+    found = table("maps", AUDIT)
+    counts = {name: int((rows["share_above_3"] >= 0.8).sum()) for name, rows in found.groupby("map")}
+    mine = found[found["map"] == "as_released"]
+    return (
+        f"**Maps as released look elsewhere** ({links('maps', folder='results/published-audit')}). The released maps average "
+        "patch queries and drop the row the prediction is read from: over heads they correlate with it by "
+        f"{number(mine['spearman_cls'].mean(), 2)} in the mean (Spearman over patches), and {counts['as_released']} of "
+        f"{len(mine)} heads attend to the chirp more than three times chance in 80 % of the pictures, against "
+        f"{counts['cls']} by the CLS query."
+    )
+
+
+def covers():
+    found = table("interval_coverage", RESULTS / "estimate")
+    mean = found[(found["estimator"] == "mean") & (found["run"] == "estimate")]
+
+    def of(kind, column, size, run=mean):
+        return run[(run["interval"] == kind) & (run["num_pictures"] == size)][column]
+
+    sizes = (16, 64, 128, 512)
+    median = [of("student_t", "coverage_median", size).min() for size in sizes]
+    worst = [of("student_t", "coverage_min", size).min() for size in sizes]
+    bca = [of("bca", "coverage_median", size) for size in sizes]
+    below = of("student_t", "below_share", 16)
+    heavy = found[(found["estimator"] == "mean") & (found["run"] == "published")]
+    cut = found[(found["estimator"] == "trimmed") & (found["run"] == "published") & (found["interval"] == "student_t")]
+    cut = found[(found["estimator"] == "trimmed") & (found["run"] == "published") & found["in_use"]]
+
+    def both(kind, size, column="coverage_median"):
+        return span(100 * of(kind, column, size, heavy), 0)
+
+    return (
+        f"Intervals are over pictures. Those of means are Student's t, which covers best in trials on the bundled model's "
+        f"effects ({links('interval_coverage', folder='results/estimate')}; pictures drawn from the 128 stored ones, or with "
+        "fitted tails beyond them; ranges are over both). Of 95 % intervals in the median head "
+        f"{numbers(100 * np.array(median), 0)} % cover at 16, 64, 128 and 512 pictures (BCa "
+        f"{', '.join(span(100 * one, 0) for one in bca)}), in the worst head {numbers(100 * np.array(worst), 0)} %; what they "
+        f"miss is mostly larger than they say ({span(100 * below, 0)} % of the misses at 16 pictures). On effects like those "
+        "of `published` pictures, where one picture can make a mean, they cover less: in the median head "
+        f"{both('student_t', 16)} % at 16 pictures, {both('student_t', 128)} % at 128 and {both('student_t', 512)} % at 512 "
+        f"(BCa {both('bca', 512)} %), in the worst head {both('student_t', 16, 'coverage_min')}, "
+        f"{both('student_t', 128, 'coverage_min')} and {both('student_t', 512, 'coverage_min')} %. There the trimmed mean is "
+        f"to be read, whose interval covers {span(100 * cut['coverage_median'], 0)} % in the median head and "
+        f"{span(100 * cut['coverage_min'], 0)} % in the worst. How heavy tails really are, 128 pictures cannot tell."
+    )
+
+
+def estimates_cost():
+    precision = table("estimate_precision", RESULTS / "estimate").set_index(["estimator", "num_pictures", "num_swept"])
+    row = precision.loc[("outputs", 128, 48)]
+    cover = table("estimate_coverage", RESULTS / "estimate")
+    cover = cover[(cover["num_pictures"] == 128) & (cover["interval"] == "student_t")].set_index(
+        ["estimator", "num_swept"]
+    )
+    mine, exact = cover.loc[("outputs", 48)], cover.xs("exact", level="estimator").iloc[0]
+    cost = table("estimate_cost", RESULTS / "estimate")
+    cost = cost[(cost["estimator"] == "outputs") & (cost["rule"] == "poor_heads_swept") & (cost["num_swept"] == 48)]
+    best = [cost[cost["predictor_forwards"] == passes]["times_cheaper"] for passes in (2, 3, 4)]
+    bench = table("estimate", BENCH).iloc[0]
+    assert row["bias_z_max"] < 3
+    return (
+        "In trials on the effects of 128 swept pictures, with 48 swept, the predictor explains "
+        f"{number(100 * row['r2_median'], 0)} % of the variance in the median head (10 to 90 % of the heads: "
+        f"{number(100 * row['r2_q10'], 0)} to {number(100 * row['r2_q90'], 0)} %), no head's bias can be told from zero, and "
+        f"{number(100 * mine['coverage_median'], 0)} % of the median head's intervals cover (worst head "
+        f"{number(100 * mine['coverage_min'], 0)} %; the exact sweep's {number(100 * exact['coverage_median'], 0)} and "
+        f"{number(100 * exact['coverage_min'], 0)} %; rows `student_t`). For intervals of equal width it costs "
+        f"{', '.join(f'{span(one, 1)} times less at {passes}' for one, passes in zip(best, ('2', '3', '4 forward passes a prediction'), strict=True))}"
+        f" ({links('estimate_cost', folder='results/estimate')}, rows `poor_heads_swept`, {number(cost['num_pictures'].min(), 0)} "
+        f"to {number(cost['num_pictures'].max(), 0)} pictures). In float32 a prediction takes "
+        f"{number(1 / bench['ratio_to_baseline'], 2)} of the sweep's time ({links('estimate', folder='results/bench')})."
+    )
+
+
+def the_sweep():
+    found = table("sweep", BENCH).set_index(["contender", "baseline"])
+    mine = "sweep, blocks taken apart"
+    passes, captum = found.loc[(mine, "one forward per head")], found.loc[(mine, "Captum LayerFeatureAblation")]
+    whole = found.loc[("sweep, whole blocks", "one forward per head")]
+    return (
+        f"On two cores it takes {number(passes['seconds_median'] / passes['pictures'], 1)} s per picture for the 72 heads of "
+        f"the bundled model: {number(passes['ratio_to_baseline'], 1)} times faster than one forward pass per head, "
+        f"{number(captum['ratio_to_baseline'], 1)} times faster than Captum's `LayerFeatureAblation`, at "
+        f"{number(100 * passes['share_of_matmul_rate'], 0)} % of the rate of a large float32 matrix product, and equal to "
+        f"full passes within 1.2e-6 of the largest loss ({links('sweep', folder='results/bench')}; whole blocks, for models "
+        f"that are not taken apart, {number(whole['ratio_to_baseline'], 1)} times faster)."
+    )
+
+
+def one_picture():
+    found = table("claims", RESULTS / "claims-v1")
+    found = found[found["claim"] == "C1"].set_index(["quantity", "run"])
+    mean = found.loc["mean effect of layers 1-3"]
+    cut = found.loc["the same without the lowest and highest tenth of the pictures"]
+    mine, inner = mean.loc["published"], cut.loc["published"]
+    others = mean.drop("published")
+    effects = read_scores(RESULTS / "published" / "scores" / "ablation_zero.safetensors")[0]["delta_loss"]
+    of_picture = 100 * effects[:, :3].mean(axis=(1, 2))
+    largest = int(of_picture.argmax())
+    share = of_picture[largest] / of_picture.sum()
+    assert abs(of_picture.mean() - mine["value"]) < 1e-9 and set(others["preset"]) == {"default"}
+    return (
+        f"**One picture can make a mean** ({links('claims', folder='results/claims-v1')}, "
+        "[`ablation_zero.safetensors`](results/published/scores)). On `published` pictures the mean effect of layers 1 to 3 is "
+        f"{number(mine['value'], 2)} % {interval(mine, 2)} of the label variance, the study's own figure, and "
+        f"{number(100 * share, 0)} % of it are one picture of {len(of_picture)} (number {largest}). Without the lowest and "
+        f"highest tenth of the pictures it is {number(inner['value'], 2)} %. On `default` pictures the mean is "
+        f"{span(others['value'], 2)} % over {len(others)} models."
+    )
