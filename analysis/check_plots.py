@@ -108,8 +108,9 @@ def removal_curves(
         for name in (name for name in methods if name in lines):
             line = lines[name]
             if shown[name] != name:
-                ends, band = line[["ci_low", "ci_high"]], {"color": colours[name], "alpha": 0.13, "linewidth": 0}
-                panel.fill_between(line["removed"], ends["ci_low"], ends["ci_high"], zorder=2, **band)
+                ends = line[["ci_low", "ci_high"]]
+                look_of_band = {"color": colours[name], "alpha": 0.13, "linewidth": 0}
+                panel.fill_between(line["removed"], ends["ci_low"], ends["ci_high"], zorder=2, **look_of_band)
                 drawn += [*ends.to_numpy().ravel()]
             panel.plot(
                 *(line["removed"], line["loss_rise_var_pct"]),
@@ -254,8 +255,8 @@ def planted_heatmap(
     named = planted.assign(column=planted["plant"] + "|" + planted["statistic"])
     columns = [*(kinds["plant"] + "|" + kinds["statistic"])]
     values = grid_of(named, "planted", "method", "column", "value")[columns]
-    miss = (values - targets).abs()
-    miss = miss.fillna(miss.max()).fillna(0.0).round(TIED).mean(axis=1)
+    misses = (values - targets).abs()
+    miss = misses.fillna(misses.max()).fillna(0.0).round(TIED).mean(axis=1)
     last = set(controls)
     order = sorted(values.index, key=lambda name: (miss[name], name in last, str(name)))
     counts = named.groupby("column")["n"].max().reindex(columns)

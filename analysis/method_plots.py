@@ -7,6 +7,7 @@ Takes the tidy tables of a run; gives an `Axes` for one panel, a `Figure` for se
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -207,7 +208,10 @@ def pixel_localization_bars(
     for at in np.flatnonzero(grey):
         bars[at].set_facecolor("0.7")
     ax.hlines(place, rows["ci_low"], rows["ci_high"], colors="black", linewidth=1.2, zorder=3, label=INTERVAL)
-    marks = {"chance": ("chance", OKABE_ITO[6], "solid"), "ceiling": (PATCH_CEILING, OKABE_ITO[5], (0, (4, 2)))}
+    marks: dict[str, tuple[str, str, Any]] = {
+        "chance": ("chance", OKABE_ITO[6], "solid"),
+        "ceiling": (PATCH_CEILING, OKABE_ITO[5], (0, (4, 2))),
+    }
     for column, (label, colour, dashes) in marks.items():
         if rows[column].notna().any():
             ax.vlines(

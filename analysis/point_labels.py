@@ -145,7 +145,7 @@ def _cross(start: Floats, boxes: Floats, named: Floats) -> NDArray[np.bool_]:
     ends = np.clip(start, boxes[:, :2], boxes[:, 2:])
     dots = start + np.linspace(0, 1, 40)[:, None, None] * (ends - start)  # [dot box xy]
     over = (dots[:, :, None] > named[:, :2]) & (dots[:, :, None] < named[:, 2:])
-    return np.asarray(over.all(axis=3).any(axis=(0, 2)))
+    return np.asarray(np.any(np.all(over, axis=3), axis=(0, 2)))
 
 
 def _gaps(boxes: Floats, points: Floats) -> Floats:

@@ -5,6 +5,8 @@ As :mod:`findings_of_heads`: each function gives one paragraph, asserts what its
 
 # ruff: noqa: E501 (sentences)
 
+import json
+
 from findings_of_heads import (
     ABLATIONS,
     RESULTS,
@@ -279,6 +281,17 @@ def settings():
         f"the truth by {number(swing['steps_half'], 2)}, {number(usual, 2)} and {number(swing['steps_double'], 2)} at half, "
         f"the usual and twice the steps, by {number(swing['baseline_black'], 2)} from black and "
         f"{number(swing['baseline_counterfactual'], 2)} from the twin."
+    )
+
+
+def what_would_change_this():
+    record = json.loads((RESULTS / "reference" / "manifest.json").read_text())["settings"]
+    fewest = table("randomised")["n"].min()
+    assert record["curve_pictures"] == record["path_pictures"] and fewest < record["check_pictures"]
+    return (
+        f"What would change this: more pictures for what rests on {record['path_pictures']}, {record['check_pictures']} or "
+        f"{fewest} of them, models tuned otherwise than by LoRA on query and value, or a task whose answer is spread over "
+        "more heads."
     )
 
 

@@ -54,7 +54,8 @@ def test_every_file_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert {
         *("head_scorecard.csv", "head_scores.csv", "methods.csv", "localization.csv", "pixel_localization.csv"),
-        *("agreement.csv", "truths.csv", "differences.csv", "ablation_at_cost.csv", "league.csv"),
+        *("agreement.csv", "truths.csv", "differences.csv", "differences_from_depth.csv"),
+        *("ablation_at_cost.csv", "league.csv"),
         *("manifest.json", "report.html", "figures", "scores"),
     } == names
     scorecard = pd.read_csv(run / "head_scorecard.csv")

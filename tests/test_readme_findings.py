@@ -19,6 +19,7 @@ METHODS = (
     methods.which_rank_best, methods.the_first_ten, methods.depth, methods.what_is_explained, methods.in_units,
     methods.attention_alone, methods.price, methods.another_question, methods.completeness, methods.known_answers,
     methods.never_learnt, methods.settings, methods.one_after_the_other, methods.many_at_once, methods.fine_tunings,
+    methods.what_would_change_this,
 )  # fmt: skip
 ELSEWHERE = (study.covers, study.estimates_cost, study.the_sweep)
 

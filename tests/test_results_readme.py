@@ -145,8 +145,9 @@ def test_every_committed_table_has_its_row():
     page = read_page()
     there = {path.relative_to(RESULTS).as_posix() for path in RESULTS.glob("*/*.csv")}
     there |= {f"../attribution/models/default/{path.name}" for path in models().glob("*.csv")}
-    runs = {name.replace(f"{run}/", "reference/", 1) for name in there for run in RUN_FOLDERS if name.startswith(run)}
-    others = {name for name in there if not name.startswith(tuple(f"{run}/" for run in RUN_FOLDERS))}
+    of_runs = {name: run for name in there for run in RUN_FOLDERS if name.startswith(f"{run}/")}
+    runs = {name.replace(run, "reference", 1) for name, run in of_runs.items()}
+    others = there - set(of_runs)
     assert runs | others == set(page.named)
 
 

@@ -167,7 +167,8 @@ def test_old_results_are_gone_before_new_ones_and_the_manifest_comes_last(result
     watched("finish_writing", run_folder.finish_writing)
     write_results(tmp_path, SETTINGS, *results, 3)
     names = [name for name, *_ in written]
-    absent = {*CHECKS, "role_counts", "pixel_localization", "calibration"}  # not asked for, or no such method
+    # Nothing asks for these, or no such method is there.
+    absent = {*CHECKS, "role_counts", "pixel_localization", "calibration", "differences_from_depth"}
     tables = [name for name in TABLES if name not in absent]
     assert names == ["write_table"] * len(tables) + ["write_figures", "write_report", "finish_writing"]
     assert not any(finished or stale for _, finished, stale in written)
