@@ -19,7 +19,7 @@ def with_block_dropped(model, batch, dropped, scalars):
     """Σ z·∂/∂z `[image scalar layer head]` where what a block adds to the residual stream is held constant."""
 
     def constant(_, args, output):
-        return args[0] + (output - args[0]).detach()
+        return args[0] + (output - args[0]).detach() + 0 * output  # of the graph still, by a slope of 0
 
     handle = block_list(model)[dropped].register_forward_hook(constant)
     try:
