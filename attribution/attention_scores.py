@@ -14,17 +14,8 @@ from torch import Tensor
 from attribution.batch import Batch, MethodSettings
 from attribution.contexts import contexts
 from attribution.heads import PICTURES_PER_PASS, by_attention, map_arrays, over_patches
-from attribution.prefix import block_list
-from attribution.vit import HeadLayout, ViTRegressor, output_projections, require_eval, unwrapped
-
-# transformers' blocks that add their attention to the residual stream -> LayerScale on its way there, if any.
-_LAYER_SCALES = {
-    "ViTLayer": None,
-    "DeiTLayer": None,
-    "Dinov2Layer": "layer_scale1",
-    "Dinov2WithRegistersLayer": "layer_scale1",
-    "DINOv3ViTLayer": "layer_scale1",
-}
+from attribution.residual_weights import weights_to_residual
+from attribution.vit import HeadLayout, ViTRegressor, require_eval
 
 
 def cls_entropy(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -73,7 +64,7 @@ def value_norm(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> T
     for a model whose blocks are not known, since something else might stand between projection and residual stream.
     """
     require_eval(model)
-    weights = _weights_to_residual(model)
+    weights = weights_to_residual(model)
     parts = batch.pixel_values.split(min(settings.internal_batch_size, PICTURES_PER_PASS))
     return torch.cat([_norms(contexts(model, part, batch_size=len(part)), weights) for part in parts])
 
@@ -91,21 +82,3 @@ def _norms(found: Tensor, weights: list[Tensor]) -> Tensor:
         for head, own in enumerate(weight.split(head_dim, dim=1)):
             scores[:, layer, head] = F.linear(found[:, layer, :, head], own).norm(dim=-1).mean(-1)
     return scores
-
-
-def _weights_to_residual(model: ViTRegressor) -> list[Tensor]:
-    """Per layer `[channel head*head_dim]`, from contexts to the residual stream; LayerScale folded in."""
-    blocks = block_list(model)
-    kinds = {type(block).__name__ for block in blocks or ()}
-    if blocks is None or not kinds <= _LAYER_SCALES.keys():
-        found = ", ".join(sorted(kinds - _LAYER_SCALES.keys())) or "none in a list"
-        raise ValueError(
-            f"value_norm: {type(unwrapped(model.backbone)).__name__} is not known to be made of blocks of "
-            f"{', '.join(_LAYER_SCALES)}, found {found}"
-        )
-    weights = []
-    for block, projection in zip(blocks, output_projections(model), strict=True):
-        name = _LAYER_SCALES[type(block).__name__]
-        weight = projection.weight
-        weights.append(weight if name is None else getattr(block, name).lambda1[:, None] * weight)
-    return weights

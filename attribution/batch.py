@@ -53,9 +53,7 @@ class Batch:
         if twins is not None and list(twins.shape) != shape:
             raise ValueError(f"counterfactual_pixel_values: expected {shape}, got {list(twins.shape)}")
         if self.mean_context is not None and self.mean_context.dim() != 4:
-            raise ValueError(
-                f"mean_context: expected [layer token head head_dim], got {list(self.mean_context.shape)}"
-            )
+            raise ValueError(f"mean_context: expected [layer token head head_dim], got {list(self.mean_context.shape)}")
         for name in ("pixel_values", "labels", "baseline_pixel_values", *OPTIONAL_FIELDS):
             values = getattr(self, name)
             if values is not None and not bool(torch.isfinite(values).all()):

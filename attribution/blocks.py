@@ -114,9 +114,8 @@ def take_apart(model: ViTRegressor) -> TakenApart | None:
         return None
     if any(type(layer).__name__ not in _NORMS or not _of_transformers(layer) for layer in layers):
         return None
-    # The head is called as it is; the norm before it too, but of one row alone.
-    passed_by = [module for layer in layers for module in layer.modules()] + [base.layernorm]
-    if any(part._forward_hooks or part._forward_pre_hooks for part in passed_by):
+    parts = [module for layer in layers for module in layer.modules()] + [base.layernorm, model.head]
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (*parts, *model.head.modules())):
         return None
     blocks = []
     for layer, attention in zip(layers, attention_modules(model), strict=True):

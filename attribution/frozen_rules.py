@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import summed_per_head
-from attribution.gates import PICTURES_PER_PASS, composed_loss_change
+from attribution.contributions import PICTURES_PER_PASS, summed_per_head
+from attribution.gates import composed_loss_change
 from attribution.layer_gradients import Scalars, context_gradients, each_output, loss_of
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
@@ -42,7 +42,7 @@ def frozen_rules_out(model: ViTRegressor, batch: Batch, settings: MethodSettings
 
 @contextmanager
 def frozen(model: ViTRegressor) -> Iterator[None]:
-    """Within the block every output is as it was, and backward passes see attention weights and deviations as constants.
+    """Within the block outputs stay, and backward passes take attention weights and deviations for constants.
 
     Queries and keys are detached, so that the weights made of them are; a layer norm's output is formed again with its
     deviation detached, and given the value it had.

@@ -223,7 +223,7 @@ def test_value_norm_refuses_blocks_it_does_not_know_and_names_the_model():
     blocks[1] = Unknown(blocks[1])
     batch = tiny_batch(model)
     model.eval()
-    with pytest.raises(ValueError, match=r"^value_norm: ViTModel is not known to be made of blocks .* found Unknown$"):
+    with pytest.raises(ValueError, match=r"^ViTModel is not known to be made of blocks .* found Unknown$"):
         value_norm(model, batch, SETTINGS)
 
 

@@ -70,12 +70,15 @@ def test_of_a_head_that_nothing_follows_it_is_the_whole_effect():
     assert got.mean(0).argmax() == 2 * PLANTED_HEAD[0] + PLANTED_HEAD[1]
 
 
-def test_blocks_that_are_not_known_are_refused():
+def test_it_costs_one_forward_pass():
     model = tiny_model()
-    block_list(model)[1].register_forward_hook(lambda *_: None)
+    batch = tiny_batch(model)
     for method in (direct_effect, direct_effect_ixg_out):
-        with pytest.raises(ValueError, match="direct effect: the blocks of Dinov2Model are not known"):
-            method(model, tiny_batch(model), SETTINGS)
+        rows = []
+        handle = block_list(model)[0].register_forward_hook(lambda _, __, output, rows=rows: rows.append(len(output)))
+        method(model, batch, SETTINGS)
+        handle.remove()
+        assert rows == [4]
 
 
 @pytest.mark.parametrize("method", [direct_effect, direct_effect_ixg_out])

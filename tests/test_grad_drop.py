@@ -10,7 +10,10 @@ from attribution.contract import check_method
 from attribution.gates import composed_loss_change, gate_ixg
 from attribution.grad_drop import grad_drop, grad_drop_out
 from attribution.layer_gradients import context_gradients, each_output, loss_of
+from attribution.method import cost
+from attribution.methods import METHODS
 from attribution.prefix import block_list
+from attribution.vit import output_projections
 
 SETTINGS = MethodSettings()
 
@@ -58,3 +61,22 @@ def test_heads_of_the_last_block_have_but_their_direct_way():
 @pytest.mark.parametrize("method", [grad_drop, grad_drop_out])
 def test_it_keeps_the_promises_of_a_method(method):
     check_method(method)
+
+
+@pytest.mark.parametrize(("method", "scalars"), [(grad_drop, 1), (grad_drop_out, 3)])
+def test_it_costs_half_as_many_backward_passes_as_there_are_blocks(method, scalars):
+    """A gradient that enters below a dropped block passes the blocks below it, and no others."""
+    model = tiny_model()
+    batch = tiny_batch(model)
+    counts = {"forward": 0, "backward": 0}
+
+    def count(_, __, output):
+        counts["forward"] += len(output)
+        output.register_hook(lambda gradient: counts.update(backward=counts["backward"] + len(gradient)))
+
+    handles = [projection.register_forward_hook(count) for projection in output_projections(model)]
+    method(model, batch, SETTINGS)
+    for handle in handles:
+        handle.remove()
+    declared = cost(METHODS[method.__name__], SETTINGS, num_layers=3, num_targets=3)
+    assert counts == {"forward": 3 * 4 * declared[0], "backward": 3 * 4 * declared[1]} and declared == (1, 2 * scalars)

@@ -12,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch
+from attribution.contexts import contexts
 from attribution.vit import RegressorConfig, ViTRegressor, attention_modules, head_layout
 
 KINDS = ("vit", "dinov2", "dinov2_lora", "registers")
@@ -105,7 +106,8 @@ def planted_batch(model: ViTRegressor, num_images: int = 6) -> Batch:
         labels = 2 * model(pixel_values)
     zeros = torch.zeros_like(pixel_values)
     donors = torch.stack([pixel_values.roll(shift, 0) for shift in (1, 2)], dim=1)
-    return Batch(pixel_values, labels, torch.arange(num_images), zeros[0], donors, zeros)
+    mean = contexts(model, pixel_values).mean(0)
+    return Batch(pixel_values, labels, torch.arange(num_images), zeros[0], donors, zeros, mean)
 
 
 def num_patches(model: ViTRegressor) -> int:
