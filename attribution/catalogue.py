@@ -61,7 +61,7 @@ def describe(
         "",
         f"fwd, bwd: passes per picture at {settings.steps} steps, {num_layers} layers, {num_targets} targets.",
         "sign: signed, if scores predict the sign of the effect; else whether a larger (+) or smaller (-) one matters.",
-        "approximate: has no rule for some operation of the model. needs: pictures or contexts beside the picture's own.",
+        "approximate: has no rule for some operation of the model. needs: what else a picture needs.",
         *words,
     ]
     if methods is None:

@@ -5,7 +5,8 @@ from tiny_models import tiny_model
 
 from analysis.checks.evidence import Evidence
 from analysis.intervals import bootstrap_indices
-from analysis.models import OpenedModel, make_batch, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.models import OpenedModel, make_batch
 from analysis.passes import chosen_methods, method_settings
 from analysis.pictures import Pictures, PictureSource
 from analysis.score_files import KINDS

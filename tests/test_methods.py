@@ -564,7 +564,7 @@ def test_description_names_every_method_and_all_that_is_left_out():
         assert any(left_out.startswith(name) for left_out in LEFT_OUT)
         assert any(line.startswith(f"  {name}") for line in lines[lines.index("Left out:") :])
     table = {line.split()[0]: line for line in reversed(lines[: lines.index("")])}  # head methods win
-    assert table["layer_gradient_shap"].endswith("no       donor_pixel_values")
+    assert table["layer_gradient_shap"].endswith("no       donor")
     assert table["layer_deep_lift"].endswith("no       approximate") and table["gate_ixg"].endswith("yes")
     row = next(line for line in describe(settings=MethodSettings(steps=5)).splitlines() if line.startswith("layer_ig"))
     assert row.split()[:7] == ["layer_ig", "heads", "layers", "1703.01365", "signed", "35", "33"]
