@@ -70,6 +70,8 @@ from attribution.rollout import attention_ixg, chefer, rollout_drop, rollout_dro
 NUM_DONORS = 4  # costs do not know the batch: this is what a run has
 IN_UNITS = "in units of the loss"
 
+_REPLACED_BY = {MEAN: "mean", DONORS: "resample", COUNTERFACTUAL: "counterfactual"}
+
 _unsigned = partial(Method, signed=False, direction="+")
 _path = partial(Method, is_path=True)
 
@@ -86,6 +88,7 @@ def _patching(name: str, function: Callable[..., Tensor], of: Any, field: str, f
         note=note,
         needs=(field,),
         of_gradients=of,
+        expands=_REPLACED_BY[field],
     )
 
 
@@ -120,7 +123,14 @@ def _block_passes(settings: MethodSettings, layers: int) -> int:
 
 
 METHODS: dict[str, Method] = by_name(
-    _unsigned("gate_saliency", gate_saliency, "gates", "1905.10650", backwards=1),
+    _unsigned(
+        "gate_saliency",
+        gate_saliency,
+        "gates",
+        "1905.10650",
+        backwards=1,
+        expands="zero",
+    ),
     _unsigned(
         "gate_saliency_out",
         gate_saliency_out,
@@ -130,8 +140,17 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         note="the quadratic part of gate_ixg_out",
         of_gradients=gate_saliency_out_of,
+        expands="zero",
     ),
-    Method("gate_ixg", gate_ixg, "gates", "1605.01713", backwards=1, note="blind to what is quadratic in the effect"),
+    Method(
+        "gate_ixg",
+        gate_ixg,
+        "gates",
+        "1605.01713",
+        backwards=1,
+        note="blind to what is quadratic in the effect",
+        expands="zero",
+    ),
     Method(
         "gate_ixg_out",
         gate_ixg_out,
@@ -140,6 +159,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_per_target,
         note=IN_UNITS,
         of_gradients=gate_ixg_out_of,
+        expands="zero",
     ),
     _path(
         "gate_ig",
@@ -150,6 +170,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_steps,
         note="all heads leave together",
         with_extras=gate_ig_with_extras,
+        expands="zero",
     ),
     _path(
         "gate_ig_out",
@@ -160,6 +181,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_steps_per_target,
         default=False,
         note=IN_UNITS,
+        expands="zero",
     ),
     _path(
         "layer_conductance",
@@ -253,6 +275,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=NUM_DONORS,
         default=False,
         needs=("donor_pixel_values",),
+        expands="resample",
     ),
     _path(
         "layer_gradient_shap_out",
@@ -264,6 +287,7 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         note=IN_UNITS,
         needs=("donor_pixel_values",),
+        expands="resample",
     ),
     # The reference pictures, whose contexts are stored once for a model, are not counted.
     _patching("patch_mean", patch_mean, patch_mean_of, MEAN, 1, note="expands mean ablation"),
@@ -285,6 +309,7 @@ METHODS: dict[str, Method] = by_name(
         "2403.00745",
         backwards=_half_the_blocks,
         note="no effects of opposite sign cancel",
+        expands="zero",
     ),
     _unsigned(
         "grad_drop_out",
@@ -294,6 +319,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_half_the_blocks_per_target,
         default=False,
         note=IN_UNITS,
+        expands="zero",
     ),
     _path(
         "eap_ig_inputs",
@@ -305,6 +331,7 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         needs=(COUNTERFACTUAL,),
         note="expands counterfactual ablation",
+        expands="counterfactual",
     ),
     _path(
         "eap_ig_inputs_out",
@@ -316,6 +343,7 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         needs=(COUNTERFACTUAL,),
         note=IN_UNITS,
+        expands="counterfactual",
     ),
     _path(
         "eap_ig_activations",
@@ -327,6 +355,7 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         needs=(COUNTERFACTUAL,),
         note="block by block, hence expensive",
+        expands="counterfactual",
     ),
     _path(
         "eap_ig_activations_out",
@@ -338,9 +367,16 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         needs=(COUNTERFACTUAL,),
         note=IN_UNITS,
+        expands="counterfactual",
     ),
     Method(
-        "frozen_rules", frozen_rules, "relevance", "2202.07304", backwards=1, note="attention and norms held constant"
+        "frozen_rules",
+        frozen_rules,
+        "relevance",
+        "2202.07304",
+        backwards=1,
+        note="attention and norms held constant",
+        expands="zero",
     ),
     Method(
         "frozen_rules_out",
@@ -350,9 +386,24 @@ METHODS: dict[str, Method] = by_name(
         backwards=_per_target,
         default=False,
         note=IN_UNITS,
+        expands="zero",
     ),
-    Method("direct_effect", direct_effect, "direct", "2310.05916", note="exact; past all later blocks"),
-    Method("direct_effect_ixg_out", direct_effect_ixg_out, "direct", "2310.05916", note="the same to first order"),
+    Method(
+        "direct_effect",
+        direct_effect,
+        "direct",
+        "2310.05916",
+        note="exact; past all later blocks",
+        expands="zero",
+    ),
+    Method(
+        "direct_effect_ixg_out",
+        direct_effect_ixg_out,
+        "direct",
+        "2310.05916",
+        note="the same to first order",
+        expands="zero",
+    ),
     _unsigned("layer_activation", layer_activation, "layers", "2009.07896", default=False),
     _unsigned("cls_mass", cls_mass, "attention", "2104.14294", of_attention=cls_mass_of),
     Method(
@@ -378,6 +429,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=1,
         default=False,
         note="coincides with gate_ixg",
+        expands="zero",
     ),
     _unsigned("random", random_scores, "control", forwards=0),
     _unsigned("layer_index", layer_index, "control", forwards=0),

@@ -28,7 +28,8 @@ class Method:
     of every layer, layout) -> scores or maps, for one that needs nothing else; such methods share one forward pass.
     `of_gradients`: the method as a function of `attribution.gradient_readings.GradientReadings` -> (scores, extras by
     name), for one that needs nothing but contexts, the outputs' gradients at them, and the contexts that the fields
-    named by `needs` lend. Such methods share one forward pass, and one backward pass per output.
+    named by `needs` lend. Such methods share one forward pass, and one backward pass per output. `expands`: the kind of
+    ablation whose effect the method approximates (zero, mean, resample, counterfactual), if it has one in mind.
     `with_extras`: the same scores, and more that comes with them, by name `[image ...]`. This and `of_gradients` say
     themselves, by `scores_of`, whose scores they give; `ValueError` where these are not those of `function`.
     """
@@ -49,6 +50,7 @@ class Method:
     of_attention: Callable[[list[Tensor], HeadLayout], Tensor] | None = None
     with_extras: Callable[..., Extras] | None = None
     of_gradients: Callable[[Any], Extras] | None = None
+    expands: str = ""
 
     def __post_init__(self) -> None:
         for field in ("with_extras", "of_gradients"):
