@@ -112,10 +112,13 @@ def by_part(model: ViTRegressor, batch: Batch, *, batch_size: int = 32) -> dict[
     return {name: torch.cat(effects) for name, effects in found.items()}
 
 
-def whole_effects(model: ViTRegressor, batch: Batch, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Effects of zero ablation and of counterfactual ablation, of which the others are parts."""
-    zero = zero_ablation(model, batch, batch_size=batch_size).delta_loss
-    return zero, counterfactual_ablation(model, batch, batch_size=batch_size).delta_loss
+def whole_effects(model: ViTRegressor, batch: Batch, *, batch_size: int = 32) -> dict[str, Tensor]:
+    """Effects of zero ablation (`zero`), and of counterfactual ablation (`counterfactual`) where the batch has what it
+    needs: what the others are parts of."""
+    found = {"zero": zero_ablation(model, batch, batch_size=batch_size).delta_loss}
+    if batch.counterfactual_pixel_values is not None:
+        found["counterfactual"] = counterfactual_ablation(model, batch, batch_size=batch_size).delta_loss
+    return found
 
 
 def parts_of_model(model: ViTRegressor, batch: Batch) -> TakenApart:

@@ -144,7 +144,7 @@ def test_by_part_pattern_or_values_are_the_counterfactuals(kind):
 def test_of_the_last_blocks_one_head_everything_is_direct_and_at_the_first_token():
     model = planted_model()
     batch = planted_batch(model)
-    zero, counterfactual = whole_effects(model, batch)
+    zero, counterfactual = whole_effects(model, batch).values()
     routes = by_route(model, batch)
     for effects in routes.values():
         torch.testing.assert_close(effects, zero, rtol=0, atol=1e-10)

@@ -59,13 +59,14 @@ def passes(
     rows = first_rows(settings.curve_pictures, source.count)
     depends_on = {
         "regions": REGIONS,
-        "masks": _sha256_of_masks(source, range(source.count) if rows is None else rows),
+        "masks": sha256_of_labels(source, range(source.count) if rows is None else rows),
     }
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 
 
-def _sha256_of_masks(source: PictureSource, rows: Sequence[int]) -> str:
-    """Patch labels are no part of a picture's digest, and a folder's can change without its pictures."""
+def sha256_of_labels(source: PictureSource, rows: Sequence[int]) -> str:
+    """Digest of the patch labels of some pictures: they are no part of a picture's own digest, and those of a folder can
+    change without its pictures."""
     digest = hashlib.sha256()
     for piece in in_pieces(rows):
         labels = source.draw(piece).patch_labels

@@ -24,6 +24,7 @@ from analysis.checks import (
     knockout,
     necessity,
     patching,
+    paths,
     pixel_targets,
     planted,
     randomised,
@@ -62,6 +63,7 @@ CHECKS: dict[str, ModuleType] = {
     "necessity": necessity,
     "redundancy": redundancy,
     "joint_removal": joint_removal,
+    "paths": paths,
     "claims": claims,
 }
 
