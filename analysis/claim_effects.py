@@ -25,7 +25,9 @@ from analysis.verdict_rules import (
     DEEPER_RATIO,
     DIVISOR,
     MEAN_EARLY,
+    PCT_OF_LOSS,
     REMOVED_TOGETHER,
+    SD_OVER_HEADS,
     SHARE_OF_ALL,
     SIXTH_MINUS,
     SIXTH_RATIO,
@@ -53,12 +55,15 @@ def early_heads(effects: Floats, indices: Indices, baseline: float, joint: pd.Da
     mean = of_mean("C1", MEAN_EARLY, VAR_PCT, of_picture, indices) | heads
     mean["value_pct_of_baseline"] = 100 * mean["value"] / baseline
     spread = float(effects[:, layers].mean(axis=0).std(ddof=1))
-    sd = {"quantity": "sd over their heads", "unit": VAR_PCT, "value": spread, "n_pictures": len(effects)} | heads
+    sd = {"quantity": SD_OVER_HEADS, "unit": VAR_PCT, "value": spread, "n_pictures": len(effects)} | heads
     sd["value_pct_of_baseline"] = 100 * spread / baseline
+    of_loss: Row = {"quantity": PCT_OF_LOSS, "unit": "% of the intact loss", "value": mean["value_pct_of_baseline"]}
+    of_loss |= {"n_pictures": len(effects)} | heads
     published = plan["published_var_pct"]
     unit = f"times the study's {published} %"
     return [
         mean,
+        of_loss,
         sd,
         of_mean("C1", BESIDE_STUDY, unit, of_picture / published, indices) | heads,
         _share_of_all(effects, layers, indices) | heads,

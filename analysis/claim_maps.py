@@ -24,7 +24,7 @@ from analysis.artists import head_name
 from analysis.fragility import LeftOut, left_out
 from analysis.intervals import Interval
 from analysis.plan import read_plan
-from analysis.verdict_rules import KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED, word_of
+from analysis.verdict_rules import DISATTENUATED, KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED, in_region, word_of
 
 LEAST_HEADS = 5
 NEARLY_ONE = 1 - 1e-9  # a correlation of 1 has no place on Fisher's scale
@@ -33,25 +33,64 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
 
-def maps_tell(tables: Mapping[str, pd.DataFrame], model: str) -> list[Row]:
-    """C5's rows on knock-out and patching; untested where the run has no such table. ``model``: whose attention."""
-    rows = []
+def maps_tell(
+    tables: Mapping[str, pd.DataFrame],
+    model: str,
+    *,
+    shown: pd.DataFrame | None = None,
+    reliability: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """C5's rows on knock-out and patching; untested where the run has no such table. ``model``: whose attention.
+
+    ``shown``: the attention on the items of patching in its own pictures (``layer, head, region, mass``), else that of
+    ``concepts``, in all pictures; ``reliability`` of the sizes of the effects of hiding, by region: what noise leaves
+    of a correlation is its root.
+    """
+    rows: list[Row] = []
     for quantity, name in ((KNOCKED_OUT, "knockout"), (PATCHED, "patching")):
         found = tables.get(name)
         if found is None or found.empty:
-            beside = [KNOCKED_OUT_WHOLE] if name == "knockout" else []
+            beside = [DISATTENUATED, KNOCKED_OUT_WHOLE] if name == "knockout" else []
             rows += [{"quantity": each, "note": f"the run has no table {name}"} for each in (quantity, *beside)]
         elif name == "knockout":
             sized = found.assign(size=found["effect_var_pct"].abs())
-            rows.append(_row(quantity, sized.assign(mass=found["mass_of_map"])))
-            rows.append(_row(KNOCKED_OUT_WHOLE, sized))
+            of_map = sized.assign(mass=found["mass_of_map"])
+            rows += [_row(quantity, of_map), _without_noise(of_map, reliability or {}), _row(KNOCKED_OUT_WHOLE, sized)]
+            rows += _by_region(quantity, of_map)
         else:
-            rows.append(_row(quantity, _with_mass(found, tables.get("concepts"), model)))
+            with_mass = _with_mass(found, tables.get("concepts"), model, shown)
+            rows += [_row(quantity, with_mass), *_by_region(quantity, with_mass)]
     return rows
 
 
-def _with_mass(patching: pd.DataFrame, concepts: pd.DataFrame | None, model: str) -> pd.DataFrame:
+def _by_region(quantity: str, found: pd.DataFrame) -> list[Row]:
+    """The correlation in each region by itself: their mean may hide that they differ."""
+    return [_row(in_region(quantity, str(region)), of) for region, of in found.groupby("region", sort=True) if len(of)]
+
+
+def _without_noise(found: pd.DataFrame, reliability: Mapping[str, float]) -> Row:
+    """The mean over regions of the correlations, each over the root of the effects' reliability (Spearman 1904)."""
+    row = _row(DISATTENUATED, found)
+    regions = sorted(found["region"].unique())
+    known = [reliability.get(str(region), np.nan) for region in regions]
+    if "value" not in row or not all(one > 0 for one in known):
+        return {"quantity": DISATTENUATED, "note": "the reliability of the effects is not known, or is none"}
+    mass, size = (found.pivot(index=["layer", "head"], columns="region", values=name) for name in ("mass", "size"))
+    complete = (mass.notna() & size.notna()).all(axis=1)
+    each = _spearman(*(np.asarray(one[complete], dtype=np.float64).T for one in (mass, size)))
+    scale = float((each / np.sqrt(known)).mean() / each.mean())
+    limits = {name: float(np.clip(row[name] * scale, -1, 1)) for name in ("value", "ci_low", "ci_high")}
+    told = ", ".join(f"{region} {one:.2f}" for region, one in zip(regions, known, strict=True))
+    kept = {name: row[name] for name in ("quantity", "unit", "level", "n_heads", "n_pictures")}
+    return kept | limits | {"note": f"reliability of the effects: {told}"}
+
+
+def _with_mass(
+    patching: pd.DataFrame, concepts: pd.DataFrame | None, model: str, shown: pd.DataFrame | None
+) -> pd.DataFrame:
     found = patching.assign(size=patching["share"].abs(), region=patching["item"])
+    if shown is not None:
+        return found.merge(shown, on=["layer", "head", "region"], how="left")
     if concepts is None or concepts.empty:
         return found.assign(mass=np.nan)
     concepts = concepts[(concepts["model"] == model) & (concepts["query"] == "cls")]

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within
 from analysis.plan import read_plan
-from analysis.verdict_rules import BESIDE, GUARD, MEASURED_ONLY, VERSION_1, rule_of
+from analysis.verdict_rules import BESIDE, GUARD, MEASURED_ONLY, PCT_OF_LOSS, VERSION_1, rule_of
 
 # Of the study, in the units of the quantities (0.11 % and 0.34 % of a baseline of 2465.65, label variance 654).
 PUBLISHED = {
@@ -42,7 +42,7 @@ def claim_figure(table: pd.DataFrame, verdicts: pd.DataFrame, claim: str) -> Fig
     """Every quantity of a claim, a panel each, a row a run; but what version 1 of the plan judged by. Quantities that
     differ in their last word alone share one range. The title says how layers are counted where a quantity counts them.
     ValueError for a claim that the tables do not have."""
-    found = table[(table["claim"] == claim) & (table["part"] != VERSION_1)]
+    found = table[(table["claim"] == claim) & (table["part"] != VERSION_1) & (table["quantity"] != PCT_OF_LOSS)]
     if found.empty:
         raise ValueError(f"claims: no rows of {claim}")
     quantities = list(dict.fromkeys(found["quantity"]))

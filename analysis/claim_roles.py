@@ -8,8 +8,9 @@ pictures where their effects decide (C4). Judges nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,36 +31,44 @@ from analysis.fragility import (
 from analysis.intervals import Indices, Interval, bootstrap_interval, interval_over_images
 from analysis.plan import read_plan
 from analysis.verdict_rules import (
+    CHIRP_DETECTED,
     CHIRP_MINUS,
     CHIRP_SHARE,
     CONFIRMED,
     DETECTORS,
     KAPPA,
+    NAMED_DETECTORS,
     POLYSEMANTIC,
     by_query,
+    by_tau,
     word_of,
 )
 
 HEADS, SHARE_OF_HEADS = "heads", "share of heads"
 DETECTOR, STAYS, OPEN, UNJUDGED = "detector", "position prior", "undecided", "untested"
 NO_MASKS = "pictures without masks have no roles"
+NO_ROLES = "no roles by this threshold or query"
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 Limits = tuple[float, float, float]  # value, low, high
 
 
-def chirp_alone(roles: pd.DataFrame, num_layers: int) -> list[Row]:
-    """C3: share of monosemantic chirp heads (CLS query), deeper and earlier layers; intervals over heads."""
+def chirp_alone(
+    roles: pd.DataFrame, num_layers: int, others: Mapping[float, pd.DataFrame] = MappingProxyType({})
+) -> list[Row]:
+    """C3: share of monosemantic chirp heads (CLS query), deeper and earlier layers; intervals over heads. ``others``:
+    roles by the plan's other thresholds of looking."""
     plan = read_plan()["C3"]
     level = plan["level"]
+    beside = {by_tau(CHIRP_SHARE, tau): others.get(tau, pd.DataFrame()) for tau in plan["taus_beside"]}
     if not len(roles) or num_layers <= max(plan["layers"]):
         note = f"the model has {num_layers} layers" if len(roles) else NO_MASKS
-        return [{"quantity": CHIRP_SHARE, "note": note}, {"quantity": CHIRP_MINUS, "note": note}]
+        return [{"quantity": name, "note": note} for name in (CHIRP_SHARE, CHIRP_MINUS, CHIRP_DETECTED, *beside)]
     roles = roles[roles["query"] == "cls"]
     deeper, earlier = (roles[roles["layer"].isin(plan[name])] for name in ("layers", "earlier_layers"))
     is_one, was_one = (_is_chirp_alone(found) for found in (deeper, earlier))
-    names, others = _head_names(deeper), _head_names(earlier)
+    names, of_earlier = _head_names(deeper), _head_names(earlier)
     count: Row = {"n_pictures": int(roles["n"].max()), "level": level}
     share = _counted("C3", CHIRP_SHARE, is_one, names, level) | count
     before: Row = dict(zip(("value", "ci_low", "ci_high"), proportion(was_one, level), strict=True))
@@ -70,8 +79,17 @@ def chirp_alone(roles: pd.DataFrame, num_layers: int) -> list[Row]:
 
     each = [minus(np.delete(is_one, place), was_one) for place in range(len(is_one))]
     each += [minus(is_one, np.delete(was_one, place)) for place in range(len(was_one))]
-    row = _head_row("C3", CHIRP_MINUS, SHARE_OF_HEADS, minus(is_one, was_one), each, [*names, *others])
-    return [share, before, row | {"n_heads": len(deeper) + len(earlier)} | count]
+    row = _head_row("C3", CHIRP_MINUS, SHARE_OF_HEADS, minus(is_one, was_one), each, [*names, *of_earlier])
+    looks = deeper["concepts"].fillna("").astype(str).map(lambda told: "chirp" in told.split(";")).to_numpy(bool)
+    rows = [share, before, row | {"n_heads": len(deeper) + len(earlier)} | count]
+    rows.append(_counted("C3", CHIRP_DETECTED, looks, names, level) | count)
+    for quantity, found in beside.items():
+        if not len(found):
+            rows.append({"quantity": quantity, "note": NO_ROLES})
+            continue
+        here = found[(found["query"] == "cls") & found["layer"].isin(plan["layers"])]
+        rows.append(_counted("C3", quantity, _is_chirp_alone(here), _head_names(here), level) | count)
+    return rows
 
 
 def proportion(is_one: NDArray[np.bool_], level: float) -> Limits:
@@ -90,8 +108,14 @@ def difference(one: Limits, other: Limits) -> Limits:
     return value, value - float(np.hypot(p - low, above - q)), value + float(np.hypot(high - p, q - below))
 
 
-def irrelevant_detectors(roles: pd.DataFrame, effects: Floats, indices: Indices) -> list[Row]:
-    """C4: how many heads of layers 1 to 4 detect an irrelevant thing and do not matter: by either query, then by each.
+def irrelevant_detectors(
+    roles: pd.DataFrame,
+    effects: Floats,
+    indices: Indices,
+    others: Mapping[float, pd.DataFrame] = MappingProxyType({}),
+) -> list[Row]:
+    """C4: how many heads of layers 1 to 4 detect an irrelevant thing and do not matter: by either query, then by each,
+    by the thresholds of ``others``, and those alone that the study names and that look at nothing else.
 
     ``value`` and ``ci_low``: heads that twins confirm, whose interval of the effect lies within the margin.
     ``ci_high``: those and all that may be such; NaN where it is heads that no twin judged that could make up the
@@ -99,20 +123,40 @@ def irrelevant_detectors(roles: pd.DataFrame, effects: Floats, indices: Indices)
     """
     plan = read_plan()["C4"]
     rows = []
-    for quantity, queries in ((DETECTORS, plan["queries"]), *((by_query(query), [query]) for query in plan["queries"])):
-        here = roles[roles["query"].isin(queries)] if len(roles) else roles
-        if not len(here):
-            rows.append({"quantity": quantity, "note": NO_MASKS})
-        elif not here["verdict"].isin([DETECTOR, STAYS, OPEN]).any() and (here["verdict"] != "").any():
+    for quantity, here, concepts in _detector_rows(roles, others):
+        if here is None:
+            rows.append({"quantity": quantity, "note": NO_ROLES if len(roles) else NO_MASKS})
+        elif len(here) and not here["verdict"].isin([DETECTOR, STAYS, OPEN]).any() and (here["verdict"] != "").any():
             rows.append({"quantity": quantity, "note": "pictures without twins confirm no detector"})
         else:
-            rows.append(_detectors(quantity, here[here["layer"].isin(plan["layers"])], effects, indices))
+            own = here[here["layer"].isin(plan["layers"])]
+            rows.append(_detectors(quantity, own, concepts, effects, indices))
     return rows
 
 
-def _detectors(quantity: str, roles: pd.DataFrame, effects: Floats, indices: Indices) -> Row:
+def _detector_rows(
+    roles: pd.DataFrame, others: Mapping[float, pd.DataFrame]
+) -> Iterator[tuple[str, pd.DataFrame | None, Sequence[str]]]:
+    """Every quantity of C4 with the roles that it counts (None: there are no roles) and the things looked at."""
+    plan = read_plan()["C4"]
+
+    def by(queries: Sequence[str], of: pd.DataFrame | None) -> pd.DataFrame | None:
+        found = None if of is None or not len(of) else of[of["query"].isin(queries)]
+        return None if found is None or not len(found) else found
+
+    yield DETECTORS, by(plan["queries"], roles), plan["concepts"]
+    for query in plan["queries"]:
+        yield by_query(query), by([query], roles), plan["concepts"]
+    for tau in plan["taus_beside"]:
+        yield by_tau(DETECTORS, tau), by(plan["queries"], others.get(tau)), plan["concepts"]
+    every = by(plan["queries"], roles)  # no head that looks at one thing alone is a number, no roles are none
+    alone = None if every is None else every[every["semanticity"] == "monosemantic"]
+    yield NAMED_DETECTORS, alone, plan["named"]
+
+
+def _detectors(quantity: str, roles: pd.DataFrame, concepts: Sequence[str], effects: Floats, indices: Indices) -> Row:
     level = read_plan()["C1"]["level"]
-    states = looking(roles)
+    states = looking(roles, concepts)
     found = {head: effects[:, head[0], head[1]] for head in states}
     value, low, high = _number(states, {head: _limits(one, indices, level, "mean") for head, one in found.items()})
     heads = len(roles[["layer", "head"]].drop_duplicates())
@@ -134,15 +178,14 @@ def _detectors(quantity: str, roles: pd.DataFrame, effects: Floats, indices: Ind
     return row | _without("C4", row, each, picture_names(range(count)))
 
 
-def looking(roles: pd.DataFrame) -> dict[tuple[int, int], str]:
-    """Heads that look at one of the plan's irrelevant things, by any query of these rows, and what twins make of that:
-    detector, undecided, or untested where no twin judged it; those that stay are left out."""
-    concepts = set(read_plan()["C4"]["concepts"])
+def looking(roles: pd.DataFrame, concepts: Collection[str]) -> dict[tuple[int, int], str]:
+    """Heads that look at one of these things, by any query of these rows, and what twins make of that: detector,
+    undecided, or untested where no twin judged it; those that stay are left out."""
     found: dict[tuple[int, int], str] = {}
     order = (DETECTOR, OPEN, UNJUDGED)
     for row in roles.to_dict("records"):
         named = str(row["concepts"]).split(";") if isinstance(row["concepts"], str) else []
-        if not concepts & set(named) or row["verdict"] == STAYS:
+        if not set(concepts) & set(named) or row["verdict"] == STAYS:
             continue
         state = row["verdict"] if row["verdict"] in (DETECTOR, OPEN) else UNJUDGED
         head = (int(row["layer"]), int(row["head"]))

@@ -28,7 +28,7 @@ import pandas as pd
 from analysis.artists import save_figure
 from analysis.audit import AS_RELEASED_NAME, order_name
 from analysis.claim_plots import claim_figure
-from analysis.claim_tables import STUDY, ClaimRun, claims_table, markdown, verdicts_table
+from analysis.claim_tables import STUDY, ClaimRun, Released, claims_table, markdown, verdicts_table
 from analysis.manifest import git_state, versions
 from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
 from analysis.plan import CLAIMS, VERSION, plan_sha256
@@ -127,9 +127,9 @@ def not_believed(stored: pd.DataFrame, judged: pd.DataFrame) -> tuple[str, ...]:
     return tuple(str(claim) for claim in found.index if told[claim] != {found[claim]})
 
 
-def released_values(audit: Path) -> dict[str, tuple[float, float]]:
-    """Quantity -> what the released procedure gives for it: in the unit of the quantity, and in % of its baseline (NaN
-    where that is no unit of it). ValueError or OSError with one line where the folder is no finished audit."""
+def released_values(audit: Path) -> Released:
+    """What the released procedure gives, by a finished audit. ValueError or OSError with one line where the folder is
+    none."""
     if not (audit / "manifest.json").is_file():
         raise FileNotFoundError(f"{audit}: expected a finished audit (manifest.json) of python -m analysis.published")
     trend = read_table(audit / "trend.csv")
@@ -148,7 +148,14 @@ def released_values(audit: Path) -> dict[str, tuple[float, float]]:
         "effect of layer 6 over that of layers 1-3": (row["sixth_over_early"], np.nan),
         "effect of layers 6-12 over that of layers 1-3": (row["late_over_early"], np.nan),
     }
-    return {name: (float(value), float(percent)) for name, (value, percent) in found.items()}
+    values = {name: (float(value), float(percent)) for name, (value, percent) in found.items()}
+    try:
+        record = json.loads((audit / "manifest.json").read_text(encoding="utf-8"))
+        of = (str(record["model"]["name"]), str(record["data"]["preset"]), int(record["pictures"]["done"]))
+    except (KeyError, TypeError, ValueError) as error:
+        path = audit / "manifest.json"
+        raise ValueError(f"{path}: expected model, preset and pictures of an audit ({error!r})") from error
+    return Released(*of, values)
 
 
 def outputs_of(output: Path) -> Outputs:
@@ -159,7 +166,7 @@ def outputs_of(output: Path) -> Outputs:
 
 def write_claims(runs: Sequence[ClaimRun], audit: Path | None, output: Path) -> pd.DataFrame:
     """Write tables, figures and manifest; gives the verdicts."""
-    released = {} if audit is None else released_values(audit)
+    released = None if audit is None else released_values(audit)
     table = claims_table(runs, released)
     verdicts = verdicts_table(table)
     told = markdown(verdicts)

@@ -123,7 +123,7 @@ def league_heatmap(
     labels = [f"{label}  = {other}" if other else label for label, other in zip(labels, twin, strict=True)]
     counts = rows.groupby("truth")["n"].max().reindex(names) if "n" in rows else pd.Series(np.nan, index=names)
     short = names_with_n(counts.rename(truth_label).to_frame("n"))
-    figure = Figure((4.2 + 1.02 * len(names), max(3.2, 1.5 + 0.25 * len(ordered))), layout="constrained")
+    figure = Figure((max(8.6, 4.2 + 1.02 * len(names)), max(3.2, 1.5 + 0.25 * len(ordered))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.58, 0.42))
     image = table_cells(left, shown.set_axis(labels, axis=0).set_axis(short, axis=1), CORRELATION, "RdBu_r")
     last = np.nanmax([2.0, *ranks.to_numpy(float).ravel()])

@@ -110,7 +110,7 @@ def method_scatter(
     panels[0].set_ylabel("")
     for panel in panels[len(methods) :]:
         panel.remove()
-    figure.supylabel(label.replace("\n", " "), fontsize=9)
+    figure.supylabel(label.replace("\n", " ") if num_rows > 1 else label, fontsize=9)  # one row is too low for one line
     if fewer.index.isin(list(methods)).any():
         figure.supxlabel(
             f"{symbol}: scores and effects of the same pictures. Points: effects of all {counts.max():.0f} pictures.",

@@ -40,13 +40,19 @@ SIXTH_MINUS = "effect of layer 6 minus that of layers 1-3"
 DEEPER_MINUS = "effect of layers 6-12 minus that of layers 1-3"
 CHIRP_SHARE = "share of layers 6-11 that is monosemantic for the chirp"
 CHIRP_MINUS = "that share minus the same share of layers 1-5"
+CHIRP_DETECTED = "share of layers 6-11 that looks at the chirp, whatever else attracts it"
 DETECTORS = "detectors of text, colour bar, edges or corners in layers 1-4 that do not matter"
+NAMED_DETECTORS = "monosemantic detectors of text, edges or corners in layers 1-4 that do not matter"
 POLYSEMANTIC = "polysemantic heads"
 KAPPA = "kappa of roles between two halves of the pictures"
 CONFIRMED = "share of monosemantic heads that twins confirm"
 KNOCKED_OUT = "rank correlation of attention with the effect of hiding the region"
+DISATTENUATED = "the same, were these effects free of the noise of few pictures"
 KNOCKED_OUT_WHOLE = "the same, of the whole attention, special tokens included"
+PCT_OF_LOSS = "the same in % of the intact loss (the study: 0.11 % of a loss in raw units)"
+SD_OVER_HEADS = "sd over their heads"
 PATCHED = "rank correlation of attention with the share of the region's effect through the head"
+IN_REGION = ", of the region "
 SLOPE_OF = "slope over layers of the effect with minus without "
 
 
@@ -69,6 +75,16 @@ class Rule:
 
 def by_query(query: str) -> str:
     return f"{DETECTORS}, by the {query} query"
+
+
+def by_tau(quantity: str, tau: float) -> str:
+    """The same with another threshold of looking than 3."""
+    return f"{quantity}, at tau {tau:g}"
+
+
+def in_region(quantity: str, region: str) -> str:
+    """One of the correlations that a mean is made of."""
+    return f"{quantity}{IN_REGION}{region}"
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +138,14 @@ def rules() -> Mapping[tuple[str, str], Rule]:
         ),
         ("C3", CHIRP_MINUS): Rule(TEST, positive, c3["level"], asked.format(level3, "above 0")),
         ("C4", DETECTORS): Rule(TEST, some, None, heads),
-        **{("C4", by_query(query)): Rule(BESIDE, some, None, f"≥ {c4['least_heads']}") for query in c4["queries"]},
+        **{
+            ("C4", quantity): Rule(BESIDE, some, None, f"≥ {c4['least_heads']}")
+            for quantity in (
+                *map(by_query, c4["queries"]),
+                NAMED_DETECTORS,
+                *(by_tau(DETECTORS, tau) for tau in c4["taus_beside"]),
+            )
+        },
         ("C5", POLYSEMANTIC): Rule(
             *(GUARD, Claimed(c5["least_polysemantic"], closed=True), None, f"≥ {c5['least_polysemantic']}"),
             f"fewer than {c5['least_polysemantic']} heads are polysemantic: nothing to be told apart",
@@ -136,17 +159,23 @@ def rules() -> Mapping[tuple[str, str], Rule]:
             asked.format(level5, f"at or above {c5['least_confirmed']:g} (Clopper-Pearson over heads)"),
         ),
     }
+    share = found["C3", CHIRP_SHARE]
+    for quantity in (CHIRP_DETECTED, *(by_tau(CHIRP_SHARE, tau) for tau in c3["taus_beside"])):
+        found["C3", quantity] = replace(share, part=BESIDE)
     told = Rule(
         *(TEST, Claimed(c5["least_correlation"]), c5["level"]),
         asked.format(level5, f"above {c5['least_correlation']:g} (jackknife over heads)"),
     )
-    found |= {("C5", KNOCKED_OUT): told, ("C5", PATCHED): told, ("C5", KNOCKED_OUT_WHOLE): replace(told, part=BESIDE)}
+    found |= {("C5", KNOCKED_OUT): told, ("C5", PATCHED): told}
+    found |= {("C5", quantity): replace(told, part=BESIDE) for quantity in (DISATTENUATED, KNOCKED_OUT_WHOLE)}
     return found | {("C6", SLOPE_OF + item): _slope_rule(TEST) for item in c6["items"]}
 
 
 def rule_of(claim: str, quantity: str) -> Rule | None:
     """The rule of a quantity; None where it has no word."""
     found = rules().get((claim, quantity))
+    if found is None and claim == "C5" and IN_REGION in quantity:
+        return replace(rules()["C5", KNOCKED_OUT], part=BESIDE)
     if found is None and claim == "C6" and quantity.startswith(SLOPE_OF) and not quantity.endswith(VERSION_1):
         return _slope_rule(BESIDE)
     return found

@@ -176,8 +176,9 @@ def looking():
         f"{numbers([effects[kind][head('L11H3')] for kind in ABLATIONS], 1)} % where L11H4 costs "
         f"{numbers([effects[kind][head('L11H4')] for kind in ABLATIONS], 1)} % (zero, mean, resample, counterfactual). "
         f"Most heads of layers 7 and 8 sit on the chirp (means {number(looks.loc[7].mean(), 2)} and "
-        f"{number(looks.loc[8].mean(), 2)}) and matter less: {number(np.mean(middle), 1)} % on average, "
-        f"{span(middle, 1)} head by head."
+        f"{number(looks.loc[8].mean(), 2)}) and matter no more than heads do: {number(np.mean(middle), 1)} % on average, "
+        f"{span(middle, 1)} head by head, where the mean head has {number(effects['zero'].mean(), 1)} and the median head "
+        f"{number(effects['zero'].median(), 1)} %."
     )
 
 
@@ -282,6 +283,10 @@ def in_depth():
     up = int((layers.loc[sure, "difference_var_pct"] > 0).sum())
     assert ((slopes["ci_low"] <= 0) & (slopes["ci_high"] >= 0)).all() and len(slopes) == 7
     by_item = slopes.set_index("item")
+    there = table("claims", RESULTS / "claims")
+    there = there[(there["claim"] == "C6") & (there["preset"] == "published") & there["part"].isin(["test", "beside"])]
+    slopes_there, above = there, there[there["ci_low"] > 0]
+    assert len(above) == 1 and not (there["ci_high"] < 0).any()
     reach = max(layers["ci_high"].max(), -layers["ci_low"].min())
 
     def slope(item):
@@ -294,7 +299,10 @@ def in_depth():
         f"can be told from 0 (text {slope('text')}, colour bar {slope('colorbar')} % per layer). With and without text, "
         "title, labels, ticks or colour bar the mean effect of a layer's heads, removed one at a time, differs by "
         f"{span(layers['difference_var_pct'], 3)} % (intervals reach {number(reach, 2)}); of {len(layers)} such "
-        f"differences {sure.sum()} exclude 0, {up} above and {sure.sum() - up} below."
+        f"differences {sure.sum()} exclude 0, {up} above and {sure.sum() - up} below. On `published` pictures "
+        f"([`claims.csv`](results/claims/claims.csv)) {len(above)} of {len(slopes_there)} slopes is above 0, that with and "
+        f"without {above.iloc[0]['quantity'].rpartition(' ')[2].replace('_', ' ')} "
+        f"({number(above.iloc[0]['value'], 4)} {interval(above.iloc[0], 4)} % per layer), which one of so many may be by chance."
     )
 
 
@@ -323,7 +331,7 @@ def looking_at_text():
     largest = text.loc[text["share"].idxmax()]
     assert (largest["layer"], largest["head"]) == head("L9H4")
     return (
-        "**Heads that look at text move predictions about as far without it** "
+        "**Heads that look at text move predictions without it too** "
         f"({links('necessity', 'patching')}; text on {int(away['text']['n'].iloc[0])} pictures, colour bar on "
         f"{int(away['colorbar']['n'].iloc[0])}). Without the 1, 5 or 10 heads that attend to text most, predictions move "
         f"{ratios('text')} times as far where there is text as where there is none; for the colour bar "

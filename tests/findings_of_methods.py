@@ -49,6 +49,17 @@ def different(truth="zero"):
     return found[(found["pictures"] == "different") & (found["truth"] == truth)].set_index("method")
 
 
+def tested(method, truth, pictures="different"):
+    """The best method under a truth less this one."""
+    found = table("differences")
+    keys = (found["truth"] == f"ablation_{truth}") & (found["pictures"] == pictures) & (found["method"] == method)
+    return found[keys].squeeze()
+
+
+def p_value(value):
+    return f"p = {number(value, 3)}" if value >= 0.0005 else "p < 0.001"
+
+
 def which_rank_best():
     zero, rest = different(), [kind for kind in ABLATIONS if kind != "zero"]
     first = FOUR[:3]
@@ -56,25 +67,39 @@ def which_rank_best():
     assert set(zero["best"]) == {first[0]} and agreement("gate_ixg_out")["value"] == max(
         agreement(name)["value"] for name in on_trial().index
     )
+    same = table("differences")
+    behind = []
     for kind in rest:
         found = different(kind)
         assert set(found["best"]) == {FOUR[3]}
         assert (found.loc[["gate_saliency_out", "layer_ig_out"], "p_holm"] > 0.05).all()
         assert found.loc["gate_saliency_out", "difference"] > 0 > found.loc["layer_ig_out", "difference"]
-    ahead = zero.loc["gate_ixg_out"]
+        assert tested("gate_saliency_out", kind, "same")["p_holm"] < 0.05
+        sure = [name for name in ("gate_saliency", "gate_ixg_out") if found.loc[name, "p_holm"] < 0.05]
+        assert len(sure) == (0 if kind == "mean" else 2)
+        behind += [found.loc[name, "p_holm"] for name in sure]
+    ahead, lift = zero.loc["gate_ixg_out"], zero.loc[FOUR[3]]
     leads = [different(kind).loc["gate_saliency_out", "difference"] for kind in rest]
+    on_same = [tested("gate_saliency_out", kind, "same")["p_holm"] for kind in rest]
     ends = [cross(name) for name in first]
+    ig = tested("layer_ig_out", "counterfactual", "same")
+    assert ig["p_holm"] < 0.05 and all(tested("layer_ig_out", kind, "same")["p_holm"] > 0.05 for kind in rest[:2])
+    assert set(same["truth"]) > {f"ablation_{kind}" for kind in rest}
     return (
-        f"**Four methods rank the heads best, and none of them is best** ({links('agreement', 'differences')}): "
-        "`gate_saliency_out`, `gate_saliency`, `gate_ixg_out` and `layer_deep_lift_out`, for one forward and one to three "
-        f"backward passes. Under zero ablation the first three reach {span(ends, 2)} on other pictures than the truth's "
-        f"(ceiling {number(agreement(first[0])['noise_ceiling'], 2)}) and cannot be told apart: `gate_saliency_out` is "
-        f"ahead of `gate_ixg_out` by {number(ahead['difference'], 3)} "
-        f"{interval(ahead, 3, 'difference_ci_low', 'difference_ci_high')}, p = {number(ahead['p_holm'], 2)} after Holm. On "
-        f"the same pictures `gate_ixg_out` leads with {number(agreement('gate_ixg_out')['value'], 2)}: it shares their "
-        "noise with the truth. Under the three other truths `layer_deep_lift_out` is first "
-        f"({numbers([cross(FOUR[3], kind) for kind in rest], 2)}), but can be told neither from `gate_saliency_out` "
-        f"(ahead by {span(leads, 3)}) nor from `layer_ig_out`, which is ahead of it on its 32 pictures."
+        f"**No method ranks the heads best under every truth** ({links('agreement', 'differences')}). Under zero ablation "
+        f"`gate_saliency_out`, `gate_saliency` and `gate_ixg_out`, for one forward and one to three backward passes, reach "
+        f"{span(ends, 2)} on other pictures than the truth's (ceiling {number(agreement(first[0])['noise_ceiling'], 2)}) and "
+        f"cannot be told apart: `gate_saliency_out` is ahead of `gate_ixg_out` by {number(ahead['difference'], 3)} "
+        f"{interval(ahead, 3, 'difference_ci_low', 'difference_ci_high')}, p = {number(ahead['p_holm'], 2)} after Holm, and "
+        f"of `layer_deep_lift_out` by {number(lift['difference'], 3)} "
+        f"{interval(lift, 3, 'difference_ci_low', 'difference_ci_high')}, {p_value(lift['p_holm'])}. On the same pictures "
+        f"`gate_ixg_out` leads with {number(agreement('gate_ixg_out')['value'], 2)}: it shares their noise with the truth. "
+        f"Under the three other truths `layer_deep_lift_out` is first of those on 128 pictures "
+        f"({numbers([cross(FOUR[3], kind) for kind in rest], 2)}): under resample and counterfactual ahead of "
+        f"`gate_saliency` and `gate_ixg_out` (p {span(behind, 3)}), of `gate_saliency_out` by {span(leads, 3)}, which on "
+        f"other pictures is no certain difference and on the same ones is (p {span(on_same, 3)}). `layer_ig_out`, on its 32 "
+        f"pictures, is ahead of it under all three, for certain under counterfactual alone (by "
+        f"{number(-ig['difference'], 3)} on the same pictures, p = {number(ig['p_holm'], 2)})."
     )
 
 
@@ -82,8 +107,9 @@ def the_first_ten():
     def ten(name):
         return [agreement(name, kind, "top_10")["value_cross"] for kind in ABLATIONS]
 
-    best = {kind: max(on_trial().index, key=lambda name: cross(name, kind, "top_10")) for kind in ABLATIONS[1:]}
-    assert set(best.values()) == {"value_norm"}
+    best = {kind: sorted(on_trial().index, key=lambda name: cross(name, kind, "top_10"))[-2:] for kind in ABLATIONS[1:]}
+    assert {names[1] for names in best.values()} == {"value_norm"}
+    close = [cross("value_norm", kind, "top_10") - cross(names[0], kind, "top_10") for kind, names in best.items()]
     gates = [ten(name) for name in FOUR[:3]]
     return (
         f"**Finding the ten heads that matter most is another contest** ({links('agreement')}, `top_10` on other "
@@ -91,7 +117,9 @@ def the_first_ten():
         f"{span([row[0] for row in gates], 2)}, {span([row[1] for row in gates], 2)}, "
         f"{span([row[2] for row in gates], 2)} and {span([row[3] for row in gates], 2)} of them, `value_norm` "
         f"{numbers(ten('value_norm'), 2)}, `cls_mass` {numbers(ten('cls_mass'), 2)}, depth alone "
-        f"{numbers(ten('layer_index'), 2)}. `value_norm` is first of all under the last three."
+        f"{numbers(ten('layer_index'), 2)}. Under the last three `value_norm` has the largest "
+        f"share of all, by {numbers(close, 3)} over the next ({', '.join(f'`{names[0]}`' for names in best.values())}): "
+        "no difference here was tested."
     )
 
 
@@ -105,13 +133,20 @@ def depth():
     assert set(behind.index) == set(FOUR) and len(ahead) + len(behind) + len(level) == len(zero)
     best = max(cross(name, "counterfactual") for name in on_trial().index.drop(list(CONTROLS)))
     assert cross("layer_index", "counterfactual") >= best
+    elsewhere = found[(found["pictures"] == "different") & ~found["method"].isin(["random", "parameter_norm"])]
+    elsewhere = elsewhere[(elsewhere["p_holm"] < 0.05) & (elsewhere["difference"] > 0)].groupby("truth").size()
+    lift = found[(found["pictures"] == "different") & (found["truth"] == "ablation_counterfactual")]
+    lift = lift.set_index("method").loc["layer_deep_lift_out"]
+    assert cross("layer_deep_lift_out", "counterfactual") == best
     return (
         f"**Depth alone is ahead of {len(ahead)} of the {len(zero)} methods** under zero ablation "
         f"({links('differences_from_depth')}; other pictures, Holm's p below 0.05), the four are ahead of it, and "
-        f"{', '.join(f'`{name}`' for name in level.index)} cannot be told from it (32 pictures). Under counterfactual "
-        "ablation it orders the heads as well as the best method does "
-        f"({number(cross('layer_index', 'counterfactual'), 2)} against {number(best, 2)}): there, only agreement within "
-        "layers tells methods apart."
+        f"{', '.join(f'`{name}`' for name in level.index)} cannot be told from it (32 pictures). Under mean, "
+        f"resample and counterfactual ablation it is ahead of {numbers([elsewhere[f'ablation_{kind}'] for kind in ABLATIONS[1:]], 0)}. "
+        f"Under the last it reaches {number(cross('layer_index', 'counterfactual'), 2)}, the best method, "
+        f"`layer_deep_lift_out`, {number(best, 2)} (depth ahead by {number(lift['difference'], 3)} "
+        f"{interval(lift, 3, 'difference_ci_low', 'difference_ci_high')}): there, only agreement within layers tells "
+        "methods apart."
     )
 
 
@@ -143,13 +178,22 @@ def in_units():
         name for name in found.index if found.loc[name, "slope_ci_low"] <= 1 <= found.loc[name, "slope_ci_high"]
     ]
     assert (row["largest_layer"], row["largest_head"]) == (9, 4) and "gate_ixg_out" not in includes
+    rest = [found.loc[name] for name in includes]
+    slopes = " and ".join(
+        f"{number(one['slope_without_largest'], 2)} "
+        f"{interval(one, 2, 'slope_without_largest_ci_low', 'slope_without_largest_ci_high')}"
+        for one in rest
+    )
+    fits = numbers([one["r2_without_largest"] for one in rest], 1)
+    assert all(one["r2_without_largest"] < 0 for one in rest)
     return (
         f"**In real units `gate_ixg_out` predicts three quarters of an effect** ({links('calibration')}): slope "
         f"{number(row['slope'], 2)} {interval(row, 2, 'slope_ci_low', 'slope_ci_high')}, R² {number(row['r2'], 2)} over "
         f"heads. L9H4 carries part of that: over the 71 other heads {number(row['slope_without_largest'], 2)} "
         f"{interval(row, 2, 'slope_without_largest_ci_low', 'slope_without_largest_ci_high')}, R² "
-        f"{number(row['r2_without_largest'], 2)}. {' and '.join(f'`{name}`' for name in includes)} cannot be told from "
-        f"right (on 32 pictures). `conductance_out` predicts {number(1 / far['slope'], 0)} times too much, without L9H4 "
+        f"{number(row['r2_without_largest'], 2)}. {' and '.join(f'`{name}`' for name in includes)} have a "
+        f"slope that cannot be told from 1 (on 32 pictures); without L9H4 it is {slopes} and R² {fits}: L9H4 alone carries "
+        f"it. `conductance_out` predicts {number(1 / far['slope'], 0)} times too much, without L9H4 "
         f"{number(1 / far['slope_without_largest'], 0)} times: it answers what returning to the baseline picture would do."
     )
 
@@ -169,14 +213,16 @@ def attention_alone():
     assert max(six, key=cross) == "value_norm" and within["value_norm"] < 0.1
     below = [name for name in six if within[name] < 0]
     drop = [cross("rollout_drop", kind) for kind in ABLATIONS]
+    drop_within = [cross("rollout_drop", kind, "spearman_within_layers") for kind in ABLATIONS[1:]]
     assert "rollout_drop" not in below
     return (
         f"**Attention alone tells little within layers** ({links('agreement')}). The best of six over all heads, "
         f"`value_norm` ({number(cross('value_norm'), 2)} under zero ablation), has next to no agreement within layers "
         f"({number(within['value_norm'], 2)}): it has found depth. "
         f"{', '.join(f'`{name}`' for name in below)} are negative there ({span([within[name] for name in below], 2)}); "
-        f"`rollout_drop` is positive ({number(within['rollout_drop'], 2)}), but orders the layers the wrong way round "
-        f"({span(drop, 2)} over all heads)."
+        f"`rollout_drop` is positive under zero ({number(within['rollout_drop'], 2)}; "
+        f"{numbers(drop_within, 2)} under the others), but orders the layers the wrong way round ({span(drop, 2)} over all "
+        "heads)."
     )
 
 
@@ -307,6 +353,11 @@ def one_after_the_other():
     single = [name for name in orders if name in beyond]
     best = found.loc["gate_ig"]
     methods = [name for name in beyond if name not in orders]
+    wrong = found[(found["area_gap_ci_high"] < 0) & (found.index != "random")].sort_values("area_gap")
+    told = ", ".join(
+        f"`{name}` ({number(row['area_gap'], 0)} {interval(row, 0, 'area_gap_ci_low', 'area_gap_ci_high')})"
+        for name, row in wrong.iterrows()
+    )
     return (
         f"**One after the other** ({links('curves')}, 32 pictures): where heads leave in a method's order, from either end, "
         "the area between the two curves is largest for `gate_ig` "
@@ -315,7 +366,8 @@ def one_after_the_other():
         f"({number(own['gate_ixg_out'], 0)}) are beyond {number(100 * share['ablation_zero'], 1)} and "
         f"{number(100 * share['gate_ixg_out'], 1)} % of 20 random orders taken from either end (column `above_random`: the "
         f"share that an order surpasses); beyond all of them are "
-        f"{', '.join(f'`{name}`' for name in (*single, *methods))}. The one random order of the method `random` lies "
+        f"{', '.join(f'`{name}`' for name in (*single, *methods))}. Below 0, so that heads "
+        f"they call important may stay longer, are {told}. The one random order of the method `random` lies "
         f"{number(-own['random'], 0)} below 0, beyond all 20 as well: so few orders are a coarse yardstick."
     )
 
@@ -345,7 +397,8 @@ def other_pictures_and_tunings():
         f"**Other pictures, other fine-tunings** ({links('role_changes', 'roles_by_run', folder='results/role-changes')}; 128 "
         f"pictures). On 128 pictures of another seed {int(pictures['changed'])} of {int(pictures['confident'])} confident "
         f"roles differ ({number(100 * pictures['share_changed'], 0)} %), {int(pictures['changed_concept'])} in its concept; "
-        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone "
+        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone (shorter "
+        "ones, not kept: longer ones stand in their place since) "
         f"{len(of['seed-1'])} and {len(of['seed-2'])} heads are chirp detectors, from layer {first} on, and nothing else "
         f"is detected alone; {numbers(100 * seeds['share_changed'], 0)} % of the confident roles differ, "
         f"{numbers(100 * seeds['share_changed_concept'], 0)} % in their concept (κ {numbers(seeds['kappa'], 2)})."
@@ -378,9 +431,9 @@ def the_other_task():
         f"{swapped.loc['colorbar', 'num_top_10_above_3']} to the bar, {swapped.loc['chirp', 'num_top_10_above_3']} to the "
         f"chirp; of the chirp's model on these pictures {chirp.loc['chirp', 'num_top_10_above_3']} to the chirp, "
         f"{chirp.loc['colorbar', 'num_top_10_above_3']} to bar and ticks. But heads that matter look at the ticks no more "
-        f"than its other heads do ({number(ticks['lift_of_what_matters'], 1)} against {number(ticks['lift_of_all'], 1)} "
+        f"than all of its heads do ({number(ticks['lift_of_what_matters'], 1)} against {number(ticks['lift_of_all'], 1)} "
         f"times chance), and its effects begin early: L0H4 {number(card[column], 1)} % "
-        f"{interval(card, 1, f'{column}_ci_low', f'{column}_ci_high')}, without the outer tenths of the pictures "
+        f"{interval(card, 1, f'{column}_ci_low', f'{column}_ci_high')} (BCa, as in all tables of that run), without the outer tenths of the pictures "
         f"{number(card[f'{column}_trimmed'], 1)}."
     )
 
@@ -404,7 +457,7 @@ def fine_tunings():
     each = table("heads_by_seed", folder).set_index(["layer", "head"])
     assert each["effect_var_pct_seed-2"].idxmax() == (3, 4)
     return (
-        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); 32 pictures, zero ablation, "
+        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); two of them shorter, and not kept; 32 pictures, zero ablation, "
         f"{int(orders['num_methods'].max())} methods, the same pictures): heads of layers 9 to 11 matter more than those of "
         f"0 to 2, effects rise with depth (Spearman {span(rise, 2)} over layers), and the same four methods come first "
         f"(Kendall of the order of methods {span(orders['value'], 2)}). Single heads agree less (Spearman "

@@ -14,12 +14,14 @@ from analysis.intervals import bootstrap_indices
 from analysis.plan import CLAIMS, PLAN_FILES, plan_sha256, read_plan
 from analysis.verdict_rules import (
     BESIDE_STUDY,
+    CHIRP_DETECTED,
     CHIRP_MINUS,
     CHIRP_SHARE,
     CONFIRMED,
     DEEPER_MINUS,
     DEEPER_RATIO,
     DETECTORS,
+    DISATTENUATED,
     DIVISOR,
     JUDGED,
     KAPPA,
@@ -27,6 +29,7 @@ from analysis.verdict_rules import (
     KNOCKED_OUT_WHOLE,
     MEAN_EARLY,
     MEASURED,
+    NAMED_DETECTORS,
     PATCHED,
     POLYSEMANTIC,
     REMOVED_TOGETHER,
@@ -35,6 +38,7 @@ from analysis.verdict_rules import (
     SIXTH_RATIO,
     SLOPE_OF,
     by_query,
+    by_tau,
     judge,
     rules,
     word_of,
@@ -366,6 +370,41 @@ def test_the_maps_own_query_counts_too():
     assert both.loc[by_query("cls"), "word"] == UNDECIDED
 
 
+def test_other_thresholds_and_what_the_study_names_stand_beside():
+    """By tau 2 a second head is a detector, by tau 5 none; the bar is none of the study's things, and a head that looks
+    at more than one thing is not monosemantic."""
+    effects = effects_of([0.1] * 12)
+    usual = pd.concat(
+        [
+            roles_of("monosemantic", grid(L0H0="colorbar"), grid(L0H0="detector")),
+            roles_of("unclassified", grid(L1H1="text"), grid(L1H1="detector"), query="mean"),
+        ]
+    )
+    lower = roles_of("monosemantic", grid(L0H0="colorbar", L1H1="text"), grid(L0H0="detector", L1H1="detector"))
+    others = {2.0: lower, 5.0: roles_of("diffuse", "", grid(L9H0="detector"))}
+    found = of("C4", irrelevant_detectors(usual, effects, indices, others))
+    assert found.loc[DETECTORS, "value"] == 2 and found.loc[NAMED_DETECTORS, "value"] == 0
+    assert found.loc[[by_tau(DETECTORS, 2.0), by_tau(DETECTORS, 5.0)], "value"].tolist() == [2, 0]
+    assert found.loc[[by_tau(DETECTORS, 2.0), by_tau(DETECTORS, 5.0)], "word"].tolist() == [SUPPORTED, REFUTED]
+    assert found.loc[NAMED_DETECTORS, "word"] == REFUTED and (found["verdict"] == SUPPORTED).all()
+    assert found.loc[[NAMED_DETECTORS, by_tau(DETECTORS, 5.0)], "part"].tolist() == ["beside", "beside"]
+    named = roles_of("monosemantic", grid(L1H1="text"), grid(L1H1="detector"))
+    assert of("C4", irrelevant_detectors(named, effects, indices)).loc[NAMED_DETECTORS, "value"] == 1
+    assert "no roles" in of("C4", irrelevant_detectors(named, effects, indices)).loc[by_tau(DETECTORS, 2.0), "note"]
+
+
+def test_heads_that_look_at_the_chirp_among_other_things_stand_beside():
+    roles = chirps(12).assign(concepts="chirp;text")
+    roles.loc[roles["semanticity"] == "monosemantic", "concepts"] = "chirp"
+    found = of("C3", chirp_alone(roles, LAYERS, {2.0: chirps(24), 5.0: chirps(0)}))
+    assert found.loc[CHIRP_SHARE, "value"] == 0.5 and found.loc[CHIRP_DETECTED, "value"] == 1.0
+    assert found.loc[[by_tau(CHIRP_SHARE, 2.0), by_tau(CHIRP_SHARE, 5.0)], "value"].tolist() == [1.0, 0.0]
+    assert found.loc[CHIRP_DETECTED, "word"] == SUPPORTED and (found["verdict"] == REFUTED).all()
+    assert found.loc[CHIRP_DETECTED, ["ci_low", "ci_high"]].tolist() == pytest.approx(
+        list(proportion(np.ones(24, bool), 0.95)[1:])
+    )
+
+
 def test_pictures_without_twins_or_masks():
     effects = effects_of([0.1] * 12)
     roles = roles_of("monosemantic", grid(L1H2="text"), grid(L1H2="untested"))
@@ -394,7 +433,7 @@ def many_roles(polysemantic=6, confirmed="detector"):
 def told(sign=1.0):
     """Rows on knock-out and patching whose correlation is known: 1 or -1; beside them that of the whole attention."""
     limits = {"value": sign, "ci_low": sign, "ci_high": sign, "level": 0.95}
-    return [{"quantity": name} | limits for name in (KNOCKED_OUT, PATCHED, KNOCKED_OUT_WHOLE)]
+    return [{"quantity": name} | limits for name in (KNOCKED_OUT, PATCHED, DISATTENUATED, KNOCKED_OUT_WHOLE)]
 
 
 def test_maps_that_repeat_are_confirmed_and_tell():

@@ -8,7 +8,16 @@ from scipy.stats import t as student
 
 from analysis.claim_maps import correlation, maps_tell
 from analysis.fragility import read_changing
-from analysis.verdict_rules import KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED, rule_of, word_of
+from analysis.verdict_rules import (
+    DISATTENUATED,
+    IN_REGION,
+    KNOCKED_OUT,
+    KNOCKED_OUT_WHOLE,
+    PATCHED,
+    in_region,
+    rule_of,
+    word_of,
+)
 
 
 def by_definition(x, y, level=0.95):
@@ -68,14 +77,18 @@ def tables(slope, *, heads=30, seed=2):
     return {name: pd.DataFrame(rows).sample(frac=1, random_state=0) for name, rows in names.items()}
 
 
+def of_all_regions(found, **more):
+    return [row for row in maps_tell(found, "finetuned", **more) if IN_REGION not in row["quantity"]]
+
+
 @pytest.mark.parametrize(
     ("slope", "word"), [(1.0, "supported"), (-0.5, "refuted"), (0.03, "undecided"), (0.0, "refuted")]
 )
 def test_sizes_within_regions_decide(slope, word):
     """Effects of either sign count by size; that one region does a hundred times more than another does not count."""
-    found = maps_tell(tables(slope), "finetuned")
-    assert [row["quantity"] for row in found] == [KNOCKED_OUT, KNOCKED_OUT_WHOLE, PATCHED]
-    for row, quantity in zip(found[::2], (KNOCKED_OUT, PATCHED), strict=True):
+    found = of_all_regions(tables(slope))
+    assert [row["quantity"] for row in found] == [KNOCKED_OUT, DISATTENUATED, KNOCKED_OUT_WHOLE, PATCHED]
+    for row, quantity in zip(found[::3], (KNOCKED_OUT, PATCHED), strict=True):
         assert row["quantity"] == quantity and row["n_heads"] == 30
         assert word_of("C5", quantity, row["ci_low"], row["ci_high"]) == word
         assert row["unit"].endswith("mean of chirp, text")
@@ -83,7 +96,7 @@ def test_sizes_within_regions_decide(slope, word):
 
 def test_the_map_is_asked_and_the_whole_attention_stands_beside():
     """Where special tokens take what patches have, the map tells and the share of the whole says the opposite."""
-    first, whole, _ = maps_tell(tables(1.0), "finetuned")
+    first, _, whole, _ = of_all_regions(tables(1.0))
     assert first["value"] > 0.9 and whole["value"] == pytest.approx(-first["value"])
     assert rule_of("C5", KNOCKED_OUT).part == "test" and rule_of("C5", KNOCKED_OUT_WHOLE).part == "beside"
 
@@ -91,6 +104,8 @@ def test_the_map_is_asked_and_the_whole_attention_stands_beside():
 def test_leaving_a_head_out_is_correlating_without_it():
     found = tables(0.03, heads=16)
     for row in maps_tell(found, "finetuned"):
+        if "value" not in row:  # the reliability of these effects is not known
+            continue
         changing = read_changing(row["changing"])
         for layer, head in {(0, 0), (1, 3), (2, 3), (int(row["left_out"][1]), int(row["left_out"][3]))}:
             rest = {name: one[(one["layer"] != layer) | (one["head"] != head)] for name, one in found.items()}
@@ -104,7 +119,52 @@ def test_leaving_a_head_out_is_correlating_without_it():
 def test_what_a_run_lacks_is_untested():
     found = tables(1.0)
     assert [row.get("note") for row in maps_tell({}, "finetuned")] == [
-        *("the run has no table knockout", "the run has no table knockout", "the run has no table patching")
+        *3 * ["the run has no table knockout"],
+        "the run has no table patching",
     ]
-    without_maps = maps_tell({"patching": found["patching"], "concepts": pd.DataFrame()}, "finetuned")[-1]
+    without_maps = of_all_regions({"patching": found["patching"], "concepts": pd.DataFrame()})[-1]
     assert "fewer than 5 heads" in without_maps["note"] and "value" not in without_maps
+
+
+def test_each_region_stands_by_itself():
+    found = tables(0.03)
+    rows = {row["quantity"]: row for row in maps_tell(found, "finetuned")}
+    for quantity, table, mass, size in (
+        (KNOCKED_OUT, "knockout", "mass_of_map", "effect_var_pct"),
+        (PATCHED, "patching", "mass", "share"),
+    ):
+        values = []
+        for region in ("chirp", "text"):
+            row = rows[in_region(quantity, region)]
+            of = found[table]
+            if table == "patching":
+                own = (
+                    found["concepts"]
+                    .query("model == 'finetuned' and query == 'cls'")
+                    .rename(columns={"concept": "item"})
+                )
+                of = of.merge(own, on=["layer", "head", "item"]).rename(columns={"item": "region"})
+            of = of[of["region"] == region]
+            values.append(spearmanr(of[mass], of[size].abs()).statistic)
+            assert row["value"] == pytest.approx(values[-1]) and row["unit"].endswith(f"mean of {region}")
+            assert rule_of("C5", row["quantity"]).part == "beside" and rule_of("C5", row["quantity"]).level == 0.95
+        assert rows[quantity]["value"] == pytest.approx(np.mean(values))
+
+
+def test_noise_in_effects_is_taken_off_by_the_root_of_their_reliability():
+    found = tables(0.03)
+    known = {"chirp": 0.64, "text": 0.25}
+    first, clean, *_ = of_all_regions(found, reliability=known)
+    rows = {row["quantity"]: row for row in maps_tell(found, "finetuned")}
+    each = {region: rows[in_region(KNOCKED_OUT, region)]["value"] for region in known}
+    assert clean["value"] == pytest.approx(min(1.0, (each["chirp"] / 0.8 + each["text"] / 0.5) / 2))
+    assert clean["ci_low"] >= first["ci_low"] and "chirp 0.64, text 0.25" in clean["note"]
+    for missing in ({"chirp": 0.64}, {"chirp": 0.64, "text": np.nan}):
+        assert "not known" in of_all_regions(found, reliability=missing)[1]["note"]
+
+
+def test_attention_in_the_pictures_of_patching_counts_where_it_is_known():
+    found = tables(1.0)
+    shown = found["patching"].rename(columns={"item": "region"})[["layer", "head", "region", "share"]]
+    shown = shown.assign(mass=-shown["share"].abs()).drop(columns="share")
+    assert of_all_regions(found, shown=shown)[-1]["value"] == pytest.approx(-1.0)

@@ -1,6 +1,7 @@
 """Verdicts over several runs, from folders whose measured values are known."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,11 +16,30 @@ from analysis.checks.claims import table_of
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
 from analysis.claim_plots import STUDY_LAYERS, claim_figure
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
-from analysis.claim_tables import VERDICT_COLUMNS, Fragility, claims_table, markdown, verdicts_table
+from analysis.claim_tables import (
+    VERDICT_COLUMNS,
+    Fragility,
+    Released,
+    claims_table,
+    fragility,
+    markdown,
+    row_fragility,
+    verdicts_table,
+)
 from analysis.claims import main, read_run, released_values
 from analysis.plan import CLAIMS, plan_sha256
 from analysis.tables import write_table
-from analysis.verdict_rules import CHIRP_SHARE, DETECTORS, KAPPA, MEAN_EARLY, SIXTH_RATIO, SLOPE_OF, judge
+from analysis.verdict_rules import (
+    CHIRP_SHARE,
+    DETECTORS,
+    KAPPA,
+    KNOCKED_OUT,
+    MEAN_EARLY,
+    POLYSEMANTIC,
+    SIXTH_RATIO,
+    SLOPE_OF,
+    judge,
+)
 
 
 @lru_cache
@@ -61,7 +81,8 @@ def write_audit(folder):
     row = {name: 0.0 for name in TREND_COLUMNS} | {"configuration": "as_released", "order": "original"}
     row |= {"early_var_pct": 40.0, "early_pct": 10.0, "sixth_over_early": 2.5, "late_over_early": 4.0}
     pd.DataFrame([row]).to_csv(folder / "trend.csv", index=False)
-    (folder / "manifest.json").write_text("{}")
+    record = {"model": {"name": "ours"}, "data": {"preset": "published"}, "pictures": {"done": 64}}
+    (folder / "manifest.json").write_text(json.dumps(record))
     return folder
 
 
@@ -87,11 +108,13 @@ def test_tables_figures_and_manifest(tmp_path, capsys):
     table = pd.read_csv(output / "claims.csv")
     assert len(table) == 3 * len(measured())
     first = table[table["quantity"] == MEAN_EARLY]
-    assert first["as_released"].tolist() == [40.0] * 3 and first["as_released_pct_of_baseline"].tolist() == [10.0] * 3
+    assert first.set_index("run")["as_released"].dropna().to_dict() == {"three": 40.0}  # of its own pictures alone
+    assert first.set_index("run")["as_released_pct_of_baseline"].dropna().to_dict() == {"three": 10.0}
     for claim in CLAIMS:
         assert (output / "figures" / f"{claim.lower()}.png").stat().st_size > 5_000
     first, beside, changed = (output / "verdicts.md").read_text().split("\n\n")[0::2]
     assert first.count("\n") == 13 and all(line.count(" | ") == 5 for line in first.splitlines()[2:])
+    assert "released procedure (of our model `ours`, 64 published pictures)" in first.splitlines()[0]
     assert "2 of DINOv2-small of 12 x 6 heads" in first and "**differs** (one: supported; two: refuted)" in first
     assert "one at a time, not together: 10 [8, 12] %" in first
     assert "effect of removing layers 1-3 together" in beside and "slope" in beside
@@ -103,8 +126,36 @@ def test_tables_figures_and_manifest(tmp_path, capsys):
     assert out.out.count("C1 (default, 2 model(s)): differs.") == 1 and out.err == ""
 
 
+def test_words_of_rows_that_change_are_told_where_the_claims_does_not():
+    """A guard that is not met hides what its tests say: theirs is told of each."""
+    heads = [f"L0H{head}" for head in range(5)]
+    rows = pd.DataFrame(
+        {
+            "claim": "C5",
+            "quantity": [POLYSEMANTIC, KAPPA, KNOCKED_OUT],
+            "part": ["guard", "test", "test"],
+            "word": ["untestable", "supported", "refuted"],
+            "verdict": "untestable",
+            "left_out": "L0H0",
+            "changing": [np.nan, np.nan, f"undecided: {', '.join(heads)}"],
+            "trimmed_verdict": ["", "", "undecided"],
+            "largest_picture_share": np.nan,
+        }
+    )
+    told = fragility(rows).told()
+    assert told.startswith("no single head changes it")
+    assert f"of these, {KNOCKED_OUT}: without any of 5 heads (L0H0, L0H1, L0H2, …) undecided" in told
+    one = rows.iloc[2].to_dict()
+    assert row_fragility(one) == "without any of 5 heads (L0H0, L0H1, L0H2, …) undecided, by trimmed means undecided"
+    assert row_fragility(one, dict.fromkeys(heads, "undecided"), True) == ""
+    effects = rows.iloc[1:2].assign(claim="C4", verdict="supported", left_out="picture 3")
+    assert fragility(effects).told() == "no single picture's effect changes it"
+
+
 def test_what_the_released_procedure_gives(tmp_path):
-    found = released_values(write_audit(tmp_path / "audit"))
+    released = released_values(write_audit(tmp_path / "audit"))
+    assert (released.model, released.preset, released.num_pictures) == ("ours", "published", 64)
+    found = released.values
     assert found[MEAN_EARLY] == (40.0, 10.0)
     assert found[SIXTH_RATIO][0] == 2.5
     assert len(found) == 3  # it measures nothing of what heads look at
@@ -118,6 +169,10 @@ def test_an_audit_of_another_make_is_one_line(tmp_path):
         released_values(audit)
     trend[trend["configuration"] != "as_released"].to_csv(audit / "trend.csv", index=False)
     with pytest.raises(ValueError, match=r"trend\.csv: expected one row of as_released, original, got 0"):
+        released_values(audit)
+    trend.to_csv(audit / "trend.csv", index=False)
+    (audit / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"manifest\.json: expected model, preset and pictures of an audit"):
         released_values(audit)
 
 
@@ -162,7 +217,7 @@ def test_reading_a_run_gives_what_the_check_wrote(tmp_path):
 def table_of_runs(**rows):
     """The tables of runs of one preset, without a disk."""
     parts = [
-        found.assign(preset="default", run=run, differs="x; the study", as_released=np.nan)
+        found.assign(preset="default", run=run, differs="x; the study", as_released=np.nan, as_released_of="")
         for run, found in rows.items()
     ]
     table = pd.concat(parts, ignore_index=True)
@@ -306,9 +361,12 @@ def test_figures_show_values_words_ranges_and_fragility():
 
 def test_the_tables_of_runs_keep_every_column():
     run = type("Run", (), {"name": "a", "preset": "default", "rows": measured(), "differs": "x"})
-    table = claims_table([run], {MEAN_EARLY: (1.0, 2.0)})
+    released = Released("ours", "default", 64, {MEAN_EARLY: (1.0, 2.0)})
+    table = claims_table([run], released)
     assert set(RUN_COLUMNS) < set(table.columns) and len(table) == len(measured())
     assert table.loc[table["quantity"] == MEAN_EARLY, "as_released"].tolist() == [1.0]
+    other = claims_table([run], replace(released, preset="published"))
+    assert other["as_released"].isna().all()
 
 
 def test_the_readme_shows_the_committed_verdicts():

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
-from analysis.checks import distraction
+from analysis.agreement import random_halves
+from analysis.checks import distraction, knockout, patching
 from analysis.checks.concepts import FINETUNED
 from analysis.checks.evidence import Evidence, Orders
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
@@ -23,7 +25,8 @@ from analysis.claim_maps import maps_tell
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
 from analysis.models import OpenedModel
 from analysis.passes import Pass
-from analysis.pictures import PictureSource
+from analysis.pictures import PictureSource, region_indices
+from analysis.plan import read_plan
 from analysis.settings import CompareSettings
 from analysis.verdict_rules import JUDGED, MEASURED, judge
 from attribution.method import Method
@@ -31,6 +34,7 @@ from attribution.method import Method
 NEEDS = ("roles", "role_halves", "distraction", "joint_removal")
 COLUMNS = (*MEASURED, *JUDGED)
 TAU = 3.0
+HALVES = 200
 
 
 def passes(
@@ -49,21 +53,71 @@ def table(evidence: Evidence) -> pd.DataFrame:
     its claim; ``verdict_v1``: the same by version 1 of the plan."""
     effects = 100 * evidence.truth.delta_loss
     baseline = float(100 * evidence.truth.intact_loss.mean())
-    roles = evidence.tables.get("roles", pd.DataFrame())
-    if len(roles):
-        roles = roles[(roles["model"] == FINETUNED) & (roles["tau"] == TAU)]
+    every = evidence.tables.get("roles", pd.DataFrame())
+    finetuned = every[every["model"] == FINETUNED] if len(every) else every
+
+    def by_tau(tau: float) -> pd.DataFrame:
+        return finetuned[finetuned["tau"] == tau] if len(finetuned) else finetuned
+
+    roles = by_tau(TAU)
+    others = {tau: by_tau(tau) for claim in ("C3", "C4") for tau in read_plan()[claim]["taus_beside"]}
     halves = evidence.tables.get("role_halves", pd.DataFrame())
     indices = evidence.indices
     return judge(
         table_of(
             C1=early_heads(effects, indices, baseline, evidence.tables.get("joint_removal")),
             C2=deeper_heads(effects, indices),
-            C3=chirp_alone(roles, effects.shape[1]),
-            C4=irrelevant_detectors(roles, effects, indices),
-            C5=[*maps_repeat(roles, halves, indices), *maps_tell(evidence.tables, FINETUNED)],
+            C3=chirp_alone(roles, effects.shape[1], others),
+            C4=irrelevant_detectors(roles, effects, indices, others),
+            C5=[*maps_repeat(roles, halves, indices), *_maps_tell(evidence)],
             C6=distraction_over_depth(slopes(evidence), indices),
         )
     )
+
+
+def _maps_tell(evidence: Evidence) -> list[dict[str, Any]]:
+    shown, reliability = None, None
+    if len(evidence.tables.get("patching", pd.DataFrame())):
+        shown = attention_on_items(evidence)
+    if len(evidence.tables.get("knockout", pd.DataFrame())):
+        effects = evidence.read(knockout.NAME)["delta_loss"]  # [image region layer head]
+        reliability = {
+            region: reliability_of_sizes(effects[:, place], evidence.settings.seed)
+            for place, region in enumerate(knockout.REGIONS)
+        }
+    return maps_tell(evidence.tables, FINETUNED, shown=shown, reliability=reliability)
+
+
+def attention_on_items(evidence: Evidence) -> pd.DataFrame | None:
+    """Share of the CLS maps on each item of patching, over those of its own pictures that show it: one row a head and
+    item (``layer, head, region, mass``); None where patches are not labelled."""
+    if evidence.patch_labels is None:
+        return None
+    twin = evidence.read(patching.NAME)["twin"]  # [image item target], NaN where the item is not shown
+    maps = np.asarray(evidence.maps["cls"][: len(twin)], dtype=np.float64)
+    numbers, frames = region_indices(), []
+    for place, item in enumerate(patching.ITEMS):
+        shown = ~np.isnan(twin[:, place]).any(axis=1)
+        if shown.any():
+            masks = np.isin(evidence.patch_labels[: len(twin)][shown], numbers[item])
+            mass = np.einsum("ilhrc,irc->ilh", maps[shown], masks) / maps[shown].sum(axis=(-2, -1))
+            layer, head = (axis.ravel() for axis in np.indices(mass.shape[1:]))
+            frames.append(
+                pd.DataFrame({"layer": layer, "head": head, "region": item, "mass": mass.mean(axis=0).ravel()})
+            )
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
+def reliability_of_sizes(effects: NDArray[np.floating], seed: int) -> float:
+    """How well the sizes of mean effects [image layer head] over these pictures repeat over heads: Spearman's rho
+    between random halves, made that of all by Spearman and Brown; NaN below 4 pictures, or where halves differ."""
+    values = effects[np.isfinite(effects).all(axis=(1, 2))].reshape(-1, effects.shape[1] * effects.shape[2])
+    if len(values) < 4:
+        return float("nan")
+    first, second = random_halves(len(values), HALVES, seed)
+    one, other = (np.abs(counts @ values / counts.sum(axis=1, keepdims=True)) for counts in (first, second))
+    half = float(np.mean([spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]))
+    return 2 * half / (1 + half) if half > 0 else float("nan")
 
 
 def table_of(**rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
