@@ -135,7 +135,8 @@ def _intact(parts: TakenApart, pixel_values: Tensor, *, in_graph: bool = False) 
         is_last = layer == len(parts.blocks) - 1
         projected = _projected(block, state, first_alone=is_last)
         if in_graph and layer == 0:
-            projected = tuple(one.detach().requires_grad_() for one in projected)
+            query, key, value = (one.detach().requires_grad_() for one in projected)
+            projected = (query, key, value)
         contexts = _context(block, *projected)
         residual = state[:, : contexts.shape[1]]
         attended = residual + F.linear(contexts, block.output_weight, block.output_bias)

@@ -65,8 +65,8 @@ def passes(
 
 
 def sha256_of_labels(source: PictureSource, rows: Sequence[int]) -> str:
-    """Digest of the patch labels of some pictures: they are no part of a picture's own digest, and those of a folder can
-    change without its pictures."""
+    """Digest of the patch labels of some pictures: they are no part of a picture's own digest, and those of a folder
+    can change without its pictures."""
     digest = hashlib.sha256()
     for piece in in_pieces(rows):
         labels = source.draw(piece).patch_labels

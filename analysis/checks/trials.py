@@ -19,6 +19,7 @@ from analysis.checks import (
     concepts,
     curves,
     distraction,
+    edges,
     infidelity,
     joint_removal,
     knockout,
@@ -64,6 +65,7 @@ CHECKS: dict[str, ModuleType] = {
     "redundancy": redundancy,
     "joint_removal": joint_removal,
     "paths": paths,
+    "edges": edges,
     "claims": claims,
 }
 
