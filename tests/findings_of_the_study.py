@@ -196,3 +196,32 @@ def one_picture():
         f"highest tenth of the pictures it is {number(inner['value'], 2)} %. On `default` pictures the mean is "
         f"{span(others['value'], 2)} % over {len(others)} models."
     )
+
+
+def irrelevant_heads():
+    """What C4's word on `published` pictures rests on."""
+    found = table("claims", RESULTS / "claims")
+    found = found[(found["claim"] == "C4") & (found["preset"] == "published")].set_index("quantity")
+    first, named = found.iloc[0], found.filter(like="monosemantic", axis=0).iloc[0]
+    others = {end: found.filter(like=end, axis=0).iloc[0] for end in ("by the mean query", "at tau 2", "at tau 5")}
+    roles = table("roles", RESULTS / "published-longer")
+    roles = roles[(roles["model"] == "finetuned") & (roles["tau"] == 3) & roles["layer"].isin(range(4))]
+    told = roles[(roles["verdict"] == "detector") & (roles["concepts"] != "chirp")]
+    assert set(told["query"]) == {"cls"} and found["run"].nunique() == 1
+    assert [f"L{row.layer}H{row.head} {row.concepts}" for row in told.itertuples()] == ["L0H3 colorbar", "L0H5 text"]
+    text = told[told["concepts"] == "text"].iloc[0]
+    other = roles[(roles["layer"] == 0) & (roles["head"] == 5) & (roles["query"] == "mean")].iloc[0]
+    assert text["semanticity"] == "unclassified" and other["verdict"] == "position prior"
+    default = table("claims", RESULTS / "claims")
+    default = default[(default["claim"] == "C4") & default["quantity"].str.startswith("monosemantic")]
+    assert len(default) == 2 and (default["value"] == 0).all()
+    assert (first["verdict"], named["word"], others["at tau 5"]["word"]) == ("supported", "refuted", "refuted")
+    return (
+        "**What supports C4 on `published` pictures is little** ([`claims.csv`](results/claims/claims.csv), "
+        "[`roles.csv`](results/published-longer/roles.csv)): by the CLS query one head of the colour bar, L0H3, which the study "
+        f"does not name, and one of text among other things, L0H5, whose attention lets go of text by {number(text['evidence'], 2)}; "
+        f"by the mean query, which the study's maps are of, L0H5 stays ({number(other['evidence'], 2)}) and none is left. On these "
+        "pictures twins take text and colour bar out and move neither. At τ = 2 there are "
+        f"{int(others['at tau 2']['value'])} such heads, at τ = 5 {int(others['at tau 5']['value'])}; monosemantic detectors of "
+        f"text, edges or corners, as the study words it, there are {int(named['value'])} in either model."
+    )

@@ -9,7 +9,14 @@ import findings_of_the_study as study
 import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-STUDY = (study.order_of_scenarios, study.fault_by_fault, study.wrong_units, study.one_picture, study.maps_as_released)
+STUDY = (
+    study.order_of_scenarios,
+    study.fault_by_fault,
+    study.wrong_units,
+    study.one_picture,
+    study.irrelevant_heads,
+    study.maps_as_released,
+)
 HEADS = (
     heads.what_they_rest_on, heads.the_model, heads.replacements, heads.shapley, heads.looking, heads.hiding,
     heads.what_heads_are, heads.fine_tuning, heads.in_depth, heads.looking_at_text, heads.together,
