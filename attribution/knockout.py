@@ -56,14 +56,16 @@ def attention_knockout(
     """
     require_eval(model)
     layout = layout_with_cls(model)
-    masks = _checked_masks(regions, len(batch), layout)
+    masks = checked_masks(regions, len(batch), layout)
     shape = (len(batch), len(masks), layout.num_layers, layout.num_heads)
     delta_loss = torch.full(shape, torch.nan, dtype=torch.float64)
     delta_target_sq = torch.full((*shape, batch.labels.shape[1]), torch.nan, dtype=torch.float64)
     mass = delta_loss.clone()
     for start in range(0, len(batch), PICTURES_AT_ONCE):
         pictures = torch.arange(start, min(start + PICTURES_AT_ONCE, len(batch)))
-        attention, values, contexts = _intact(model, batch.pixel_values[pictures.to(batch.pixel_values.device)], layout)
+        attention, values, contexts = intact_attention(
+            model, batch.pixel_values[pictures.to(batch.pixel_values.device)], layout
+        )
         for region, mask in enumerate(masks):
             inside = mask[pictures]  # [image key]
             present = inside.any(dim=1)
@@ -86,7 +88,7 @@ def attention_knockout(
     return KnockoutResult(delta_loss, delta_target_sq, mass, tuple(regions))
 
 
-def _checked_masks(regions: Mapping[str, Tensor], num_images: int, layout: HeadLayout) -> list[Tensor]:
+def checked_masks(regions: Mapping[str, Tensor], num_images: int, layout: HeadLayout) -> list[Tensor]:
     """The masks over all keys, `[image key]` on the CPU; special tokens lie in no region."""
     expected = [num_images, layout.num_rows, layout.num_cols]
     if not regions:
@@ -102,7 +104,7 @@ def _checked_masks(regions: Mapping[str, Tensor], num_images: int, layout: HeadL
     return masks
 
 
-def _intact(model: ViTRegressor, pixel_values: Tensor, layout: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:
+def intact_attention(model: ViTRegressor, pixel_values: Tensor, layout: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Of an undisturbed pass: the CLS query's attention `[image layer head key]` and the values `[image layer token
     head head_dim]`, float32 or finer, and the heads' contexts `[image layer token head head_dim]`."""
     fine = torch.promote_types(model.dtype, torch.float32)
