@@ -48,9 +48,7 @@ def passes(
     """One pass, ``delta_loss``, what predicts it (``predicted``, ``predicted_by_gradient``) and ``mass`` float64
     [image region layer head], regions in the order of ``REGIONS``; none for a source without patch labels. Per picture
     and region it costs as much as a sweep over all heads."""
-    if
-    not
-    _is_labelled(source):
+    if not _is_labelled(source):
         return []
 
     def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
