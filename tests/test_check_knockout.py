@@ -150,7 +150,7 @@ def test_trimmed_means_leave_out_the_ends(evidence):
     rng = np.random.default_rng(1)
     effects, removed = rng.standard_t(2, (12, 3, 3, 2)), rng.normal(size=(12, 3, 2))
     truth = replace(evidence.truth, delta_loss=removed)
-    found = {"delta_loss": effects, "mass": np.abs(effects)}
+    found = {"delta_loss": effects, "mass": np.abs(effects), "predicted": effects, "predicted_by_gradient": effects}
     twice = {
         "maps": {"cls": np.concatenate([evidence.maps["cls"]] * 2)},
         "patch_labels": np.concatenate([evidence.patch_labels] * 2),
