@@ -12,10 +12,12 @@ import sysconfig
 import types
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_KNOWN: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 _HEAP = 1 << 9  # of the flags of a type: made while Python runs, as every class that is written in it is
 
 
@@ -44,6 +46,12 @@ def library_of(module: str) -> str | None:
 def is_python(kind: type) -> bool:
     """Whether a class is written in Python, so that its attributes are all that its objects hold: a module of Python
     can hand on a class written in C as its own."""
+    if kind not in _KNOWN:  # finding a source takes long, and a model has thousands of objects of the same classes
+        _KNOWN[kind] = _has_source(kind)
+    return _KNOWN[kind]
+
+
+def _has_source(kind: type) -> bool:
     if not kind.__flags__ & _HEAP or any(_is_compiled(one, kind) for one in vars(kind).values()):
         return False
     try:
