@@ -12,7 +12,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import resource_tracker
@@ -169,10 +171,34 @@ def _pool(num_processes: int) -> Any:
         return context.Pool(num_processes)
     resource_tracker.ensure_running()  # the first pool starts it otherwise, and it lets the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    pool = None
     try:
-        return context.Pool(num_processes)
+        with _ctrl_c_held_back():
+            pool = context.Pool(num_processes)
+        return pool
+    except KeyboardInterrupt:
+        if pool is not None:
+            pool.terminate()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block: another thread (of a library) may get the signal that this one blocks,
+    and the exception would come here all the same, where half a process has been started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _is_empty(folder: Path) -> bool:
