@@ -56,8 +56,9 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike[str]) -> tuple[Path
 
 def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     """The picture with a palette of 256 colours: the most frequent half as drawn, so that paper, greys and flat areas
-    stay exact, and others spread so that the largest change of any colour is small; each pixel gets the nearest. As it
-    was, where more than one pixel in 200 would change by what the eye sees: photographs and many hues at once."""
+    stay exact, and others spread so that the largest change of any colour is small; each pixel gets the nearest. In all
+    its colours, where more than one pixel in 200 would change by what the eye sees: photographs and many hues at
+    once."""
     image = Image.open(png).convert("RGB")
     pixels = np.asarray(image)
     packed = pixels.reshape(-1, 3).astype(np.int64) @ (65536, 256, 1)  # a number a colour: sorts faster than three
@@ -69,10 +70,10 @@ def _with_few_colours(png: io.BytesIO) -> io.BytesIO:
     palette = np.concatenate([frequent, others])
     nearest = cKDTree(palette.astype(np.float64)).query(colours.astype(np.float64))[1].astype(np.uint8)
     change = np.abs(palette[nearest].astype(int) - colours).max(axis=1)
-    if counts[change > LEAST_SEEN].sum() > counts.sum() / 200:
-        return png
-    few = Image.fromarray(nearest[places.ravel()].reshape(pixels.shape[:2]))
-    few.putpalette(palette.tobytes())
+    few = image  # without the opacity, which no figure has
+    if counts[change > LEAST_SEEN].sum() <= counts.sum() / 200:
+        few = Image.fromarray(nearest[places.ravel()].reshape(pixels.shape[:2]))
+        few.putpalette(palette.tobytes())
     found = io.BytesIO()
     few.save(found, "PNG", optimize=True)
     return found
