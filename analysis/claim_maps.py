@@ -79,6 +79,8 @@ def _without_noise(found: pd.DataFrame, reliability: Mapping[str, float]) -> Row
     complete = (mass.notna() & size.notna()).all(axis=1)
     each = _spearman(*(np.asarray(one[complete], dtype=np.float64).T for one in (mass, size)))
     scale = float((each / np.sqrt(known)).mean() / each.mean())
+    if not scale > 0:  # regions of opposite signs: no one factor makes the limits of the one those of the other
+        return {"quantity": DISATTENUATED, "note": "the regions' correlations have opposite signs"}
     limits = {name: float(np.clip(row[name] * scale, -1, 1)) for name in ("value", "ci_low", "ci_high")}
     told = ", ".join(f"{region} {one:.2f}" for region, one in zip(regions, known, strict=True))
     kept = {name: row[name] for name in ("quantity", "unit", "level", "n_heads", "n_pictures")}

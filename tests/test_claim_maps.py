@@ -168,3 +168,17 @@ def test_attention_in_the_pictures_of_patching_counts_where_it_is_known():
     shown = found["patching"].rename(columns={"item": "region"})[["layer", "head", "region", "share"]]
     shown = shown.assign(mass=-shown["share"].abs()).drop(columns="share")
     assert of_all_regions(found, shown=shown)[-1]["value"] == pytest.approx(-1.0)
+
+
+def test_regions_of_opposite_signs_have_no_one_factor():
+    """One region's correlation is 1, the other's about −1 and far less reliable: the mean of the two turns its sign."""
+    found = tables(1.0)
+    table = found["knockout"]
+    text = table["region"] == "text"
+    noise = np.random.default_rng(0).uniform(0, 0.3, int(text.sum()))
+    table.loc[text, "effect_var_pct"] = 1 - table.loc[text, "mass_of_map"] + noise
+    rows = {row["quantity"]: row for row in maps_tell(found, "finetuned")}
+    signs = [rows[in_region(KNOCKED_OUT, region)]["value"] for region in ("chirp", "text")]
+    assert signs[0] > 0.9 and signs[1] < -0.8 and signs[0] > -signs[1]
+    clean = of_all_regions(found, reliability={"chirp": 1.0, "text": 0.1})[1]
+    assert "opposite signs" in clean["note"] and "value" not in clean
