@@ -163,5 +163,9 @@ def _interval(ax: Axes, row: Row, kind: str, place: float, colour: str, width: f
 
 def _references(rows: pd.DataFrame, quantity: str) -> list[tuple[str, str, float]]:
     """Label, line style and value of what others say of the quantity."""
-    found = [("released procedure", ":", float(value)) for value in rows["as_released"].dropna().iloc[:1]]
+    known = rows.dropna(subset=["as_released"]).head(1)
+    found = [
+        (f"released procedure, {preset} pictures", ":", float(value))
+        for preset, value in zip(known["preset"], known["as_released"], strict=True)
+    ]
     return found + ([("published", "--", PUBLISHED[quantity])] if quantity in PUBLISHED else [])

@@ -359,6 +359,15 @@ def test_figures_show_values_words_ranges_and_fragility():
         claim_figure(table, verdicts.reset_index(), "C9")
 
 
+def test_a_figure_says_of_which_pictures_the_released_procedures_value_is():
+    table, verdicts = table_of_runs(a=measured(), b=measured())
+    table.loc[table["run"] == "b", ["preset", "as_released"]] = ["published", 0.05]
+    figure = claim_figure(table, verdicts.reset_index(), "C1")
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "released procedure, published pictures" in told
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [0.05]
+
+
 def test_the_tables_of_runs_keep_every_column():
     run = type("Run", (), {"name": "a", "preset": "default", "rows": measured(), "differs": "x"})
     released = Released("ours", "default", 64, {MEAN_EARLY: (1.0, 2.0)})
