@@ -7,29 +7,31 @@ examples:
 Takes folders that python -m analysis.compare --checks roles has written. Writes role_changes.csv (one row a pair of
 runs, model, query and threshold: how many confident roles of either are others in the other) and roles_by_run.csv (one
 row a head). A role is confident where twins have decided it: detector or position prior. Runs must be over as many
-pictures of the same make. Loads no model.
+pictures of the same make, and not be copies of one another. Loads no model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, by_header, finish_writing, require_own, start_writing
+from analysis.manifest import git_state, pictures_done, read_manifest, versions, weights_and_data
+from analysis.own_files import Outputs, finish_writing, held, require_own, start_writing
 from analysis.role_rules import COLUMNS as ROLE_COLUMNS
-from analysis.tables import write_table
+from analysis.role_rules import VERDICTS
+from analysis.tables import read_table, require_numbers, write_table
 from attribution.own_folder import require_folder_name
 
 KEYS = ["model", "query", "tau"]
 HEAD = ["layer", "head"]
+TEXTS = ("model", "query", "semanticity", "concepts", "verdict", "role")
 CONFIDENT = ("detector", "position prior")
 COLUMNS = (
     *("run_a", "run_b", *KEYS, "heads", "confident", "changed", "share_changed"),
@@ -44,10 +46,21 @@ def read_roles(folder: Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{folder}: expected a finished run (manifest.json)")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; the run needs --checks roles")
-    roles = pd.read_csv(path, keep_default_na=False, dtype={"concepts": str, "verdict": str})
+    roles = read_table(path, texts=TEXTS)
     missing = [name for name in ROLE_COLUMNS if name not in roles]
     if missing:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}")
+    if roles.empty:
+        raise ValueError(f"{path}: expected a row for each head, got none")
+    require_numbers(roles, path, HEAD, whole=True)
+    require_numbers(roles, path, ("tau",))
+    unknown = ~roles["verdict"].isin(["", *VERDICTS])  # empty: nothing for twins to judge
+    if unknown.any():
+        place = int(unknown.to_numpy().argmax())
+        expected = ", ".join(VERDICTS)
+        raise ValueError(
+            f"{path}: row {place + 2}: verdict: expected {expected} or nothing, got {roles['verdict'].iloc[place]!r}"
+        )
     if roles.duplicated([*KEYS, *HEAD]).any():
         raise ValueError(f"{path}: more than one row for a head, model, query and tau")
     return roles
@@ -59,11 +72,13 @@ def role_changes(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     ``confident``: heads whose role in either run is a detector or a position prior; ``changed``, those of them whose
     role is not the same in both, ``changed_concept``, those that are about another concept. ``kappa``: Cohen's, of all
     roles, ``kappa_concept`` of their concepts; 1 where both runs give every head the same. Raises ValueError where runs
-    differ in their heads.
+    differ in their heads, or have no model, query and tau in common.
     """
     rows = []
     for (name_a, a), (name_b, b) in combinations(runs.items(), 2):
         groups_b = dict(list(b.groupby(KEYS)))
+        if not {key for key, _ in a.groupby(KEYS)} & set(groups_b):
+            raise ValueError(f"{name_a} and {name_b}: roles.csv: no model, query and tau in common")
         for key, left in a.groupby(KEYS, sort=False):
             if key not in groups_b:
                 continue
@@ -105,28 +120,34 @@ def _named(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     if len(folders) < 2 or len(set(names)) < len(names):
         raise ValueError(f"expected two or more runs in folders of different names, got {', '.join(names) or 'none'}")
     roles = {name: read_roles(folder) for name, folder in zip(names, folders, strict=True)}
-    made = {name: _made_of(folder) for name, folder in zip(names, folders, strict=True)}
-    for what in next(iter(made.values())):
-        found = {name: one[what] for name, one in made.items()}
-        if len(set(found.values())) > 1:
-            told = ", ".join(f"{name} {value}" for name, value in found.items())
-            raise ValueError(f"expected runs of the same {what}, got {told}")
+    _require_comparable(dict(zip(names, folders, strict=True)))
     return roles
 
 
-def _made_of(folder: Path) -> dict[str, str]:
-    """What must be the same in all runs: how many pictures, and of which make; seed and model may differ."""
-    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    settings, data = record.get("settings", {}), record.get("data", {})
-    return {"data": str(data.get("preset", data.get("folder"))), "num_pictures": str(settings.get("num_pictures"))}
+def _require_comparable(folders: dict[str, Path]) -> None:
+    """ValueError where pictures are not as many or not of the same make (seed and model may differ), or where two runs
+    are the same model over the same pictures: whose roles never change."""
+    made: dict[str, tuple[dict[str, str], tuple[str, dict[str, Any]]]] = {}
+    for name, folder in folders.items():
+        path = folder / "manifest.json"
+        record = read_manifest(path)
+        weights, data = weights_and_data(path, record)
+        make = str(data.get("preset", data.get("folder")))
+        made[name] = {"data": make, "num_pictures": str(pictures_done(path, record))}, (weights, data)
+    for what in ("data", "num_pictures"):
+        found = {name: kind[what] for name, (kind, _) in made.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise ValueError(f"expected runs of the same {what}, got {told}")
+    for (a, (_, one)), (b, (_, other)) in combinations(made.items(), 2):
+        if one == other:
+            raise ValueError(f"{a} and {b}: the same weights over the same pictures, expected another run")
 
 
 def outputs_of(folder: Path) -> Outputs:
     """Every file that the command may write; results of an earlier make, without a manifest, are told by a header."""
-    names = ("role_changes.csv", "roles_by_run.csv")
-    return Outputs(
-        folder, "analysis.role_changes", names, earlier=lambda: by_header(folder, names[0], ("run_a", "run_b", "model"))
-    )
+    headers = {"role_changes.csv": ("run_a", "run_b", *KEYS, "heads"), "roles_by_run.csv": (*KEYS, *HEAD)}
+    return Outputs(folder, "analysis.role_changes", tuple(headers), headers=headers)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,10 +166,12 @@ def main(argv: list[str] | None = None) -> int:
         require_own(outputs, options.runs)
         runs = _named(options.runs)
         tables = {"role_changes": role_changes(runs), "roles_by_run": roles_by_run(runs)}
-        start_writing(outputs)
-        for name, table in tables.items():
-            write_table(table, folder / f"{name}.csv")
-        finish_writing(outputs, {"runs": list(runs), "versions": versions(), "git": git_state()})
+        record = {"runs": list(runs), "versions": versions(), "git": git_state()}
+        with held(outputs):
+            start_writing(outputs)
+            for name, table in tables.items():
+                write_table(table, folder / f"{name}.csv")
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -8,26 +8,26 @@ examples:
   python -m analysis.role_swap results/reads-chirp results/reads-colorbar
 
 Takes two finished runs of python -m analysis.compare, one of a model that reads the chirp, one of a model that reads
-the colour bar's maximum off the same pictures. Writes role_swap.csv and role_swap.png: where the heads that matter
-look, in each. Loads no model.
+the colour bar's maximum off the same pictures, which one of them takes from a folder. Writes role_swap.csv and
+role_swap.png: where the heads that matter look, in each. Loads no model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
 from analysis.artists import save_figure
-from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, by_header, figure_files, finish_writing, require_own, start_writing
+from analysis.manifest import git_state, part_of, pictures_done, read_manifest, versions
+from analysis.own_files import Outputs, figure_files, finish_writing, held, require_own, start_writing
 from analysis.role_plots import role_swap_dots
-from analysis.tables import write_table
+from analysis.tables import read_table, require_all_heads, require_numbers, write_table
 from attribution.own_folder import require_folder_name
 
 EFFECT = "ablation_zero_var_pct"
@@ -39,12 +39,13 @@ COLUMNS = (
 )
 
 
-def read_run(folder: Path) -> tuple[dict[str, object], pd.DataFrame, pd.DataFrame]:
-    """Manifest, scorecard and lifts of a finished run. ValueError or OSError with one line for what is missing."""
+def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Manifest, scorecard and lifts of a finished run: of every head an effect, and of every query and region a lift
+    (NaN where there is none). ValueError or OSError with one line for what is missing."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"{folder}: expected a finished run (manifest.json)")
-    record = json.loads(manifest.read_text(encoding="utf-8"))
+    record = read_manifest(manifest)
     tables = []
     for name, columns in (
         ("head_scorecard", ("layer", "head", EFFECT)),
@@ -53,13 +54,26 @@ def read_run(folder: Path) -> tuple[dict[str, object], pd.DataFrame, pd.DataFram
         path = folder / f"{name}.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not there; the run needs pictures with masks")
-        table = pd.read_csv(path)
+        table = read_table(path, texts=("query", "region", "metric"))
         missing = [column for column in columns if column not in table]
         if missing:
             raise ValueError(f"{path}: missing column(s) {', '.join(missing)}")
         tables.append(table)
     scorecard, localization = tables
-    return record, scorecard, localization[localization["metric"] == "lift"]
+    num_layers, num_heads = require_all_heads(scorecard, folder / "head_scorecard.csv")
+    require_numbers(scorecard, folder / "head_scorecard.csv", [EFFECT])
+    path = folder / "localization.csv"
+    lifts = localization[localization["metric"] == "lift"]
+    if not lifts["region"].isin(REGIONS).any():
+        raise ValueError(f"{path}: expected rows of the metric lift for {', '.join(REGIONS)}, got none")
+    require_numbers(localization, path, ("layer", "head"), whole=True)
+    require_numbers(localization[localization["value"].notna()], path, ["value"])  # NaN: no picture shows the region
+    for (query, region), found in lifts.groupby(["query", "region"]):
+        if require_all_heads(found, path) != (num_layers, num_heads):
+            raise ValueError(
+                f"{path}: lift, {query}, {region}: expected {num_layers} layers x {num_heads} heads, as the scorecard"
+            )
+    return record, scorecard, lifts
 
 
 def swap_rows(name: str, data: str, scorecard: pd.DataFrame, lifts: pd.DataFrame) -> list[tuple[object, ...]]:
@@ -90,25 +104,35 @@ def swap_rows(name: str, data: str, scorecard: pd.DataFrame, lifts: pd.DataFrame
 
 
 def role_swap_table(folders: list[Path]) -> pd.DataFrame:
-    """The table of these runs. Raises ValueError unless they ask different questions."""
+    """The table of these runs. Raises ValueError unless they have different names, and ask different questions of the
+    same pictures as far as their manifests tell."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected runs in folders of different names, got {', '.join(names)}")
     rows: list[tuple[object, ...]] = []
-    asked = []
-    for folder in folders:
+    asked, drawn, counts = [], [], []
+    for name, folder in zip(names, folders, strict=True):
         record, scorecard, lifts = read_run(folder)
-        data = record.get("data", {})
-        asked.append(str(data.get("preset", data.get("folder", ""))) if isinstance(data, dict) else "")
-        rows += swap_rows(folder.resolve().name, asked[-1], scorecard, lifts)
+        data = part_of(folder / "manifest.json", record, "data")
+        asked.append(str(data.get("preset", data.get("folder", ""))))
+        drawn.append("preset" in data)
+        counts.append(pictures_done(folder / "manifest.json", record))
+        rows += swap_rows(name, asked[-1], scorecard, lifts)
+    told = ", ".join(asked)
     if len(set(asked)) < len(asked):
-        raise ValueError(
-            f"expected runs over different tasks (--data default, --data colorbar), got {', '.join(asked)}"
-        )
+        raise ValueError(f"expected runs over different tasks (--data FOLDER, --data colorbar), got {told}")
+    if all(drawn):  # no two presets draw the same pictures
+        raise ValueError(f"expected runs over the same pictures, one of them by way of a folder (--data), got {told}")
+    if len(set(counts)) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+        raise ValueError(f"expected runs over the same pictures, got {told}")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def outputs_of(folder: Path) -> Outputs:
     """Every file that the command may write; results of an earlier make are told by their header."""
     names = ("role_swap.csv", *figure_files(["role_swap"], folder=""))
-    return Outputs(folder, "analysis.role_swap", names, earlier=lambda: by_header(folder, names[0], COLUMNS))
+    return Outputs(folder, "analysis.role_swap", names, headers={names[0]: COLUMNS})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,11 +148,14 @@ def main(argv: list[str] | None = None) -> int:
         outputs = outputs_of(folder)
         require_own(outputs, options.runs)
         table = role_swap_table(options.runs)
-        start_writing(outputs)
-        write_table(table, folder / "role_swap.csv")
-        save_figure(role_swap_dots(table), folder / "role_swap")
+        figure = role_swap_dots(table)
         runs = [run.resolve().name for run in options.runs]
-        finish_writing(outputs, {"runs": runs, "versions": versions(), "git": git_state()})
+        record = {"runs": runs, "versions": versions(), "git": git_state()}
+        with held(outputs):
+            start_writing(outputs)
+            write_table(table, folder / "role_swap.csv")
+            save_figure(figure, folder / "role_swap")
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

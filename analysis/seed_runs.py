@@ -7,7 +7,6 @@ not know: what is made of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 
 from analysis.agreement import Ranking, aggregated, noise_ceiling, random_halves, spearman
 from analysis.artists import head_grid
+from analysis.manifest import part_of, pictures_done, read_manifest, weights_and_data
 from analysis.score_files import read_scores
 from analysis.scorecard import oriented
-from analysis.tables import read_table
+from analysis.tables import read_table, require_all_heads, require_numbers
 from attribution.methods import METHODS
 
 Floats = NDArray[np.float64]
@@ -56,13 +56,15 @@ def read_run(folder: Path) -> Run:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"{folder}: expected a finished run of analysis.compare, missing {', '.join(missing)}")
-    try:
-        record = json.loads(paths[0].read_text(encoding="utf-8"))
-        name = str(record["model"]["name"])
-        count, _, _ = record["pictures"]["total"], record["data"]["sha256"], record["model"]["weights_sha256"]
-        seed = int(record.get("settings", {}).get("seed", 0))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{paths[0]}: expected the manifest of a run ({error!r})") from error
+    record = read_manifest(paths[0])
+    weights_and_data(paths[0], record)
+    name, config = (part_of(paths[0], record, "model").get(key) for key in ("name", "config"))
+    digest = part_of(paths[0], record, "data").get("sha256")
+    settings = record.get("settings", {})
+    seed = settings.get("seed", 0) if isinstance(settings, dict) else None
+    if not (isinstance(name, str) and isinstance(config, dict) and isinstance(digest, str) and type(seed) is int):
+        raise ValueError(f"{paths[0]}: expected the manifest of a run (model: name, config; data: sha256; settings)")
+    count = part_of(paths[0], record, "pictures").get("total")
     scorecard, agreement = read_table(paths[1]), read_table(paths[2])
     absent = sorted({*OF_METHODS, "noise_ceiling", "n"} - set(agreement))
     if absent:
@@ -70,7 +72,10 @@ def read_run(folder: Path) -> Run:
     known = {truth: f"{truth}_var_pct" for truth in TRUTHS if f"{truth}_var_pct" in scorecard}
     if TRUTHS[0] not in known:
         raise ValueError(f"{paths[1]}: expected swept effects in {TRUTHS[0]}_var_pct (estimates do not do)")
+    require_all_heads(scorecard, paths[1])
+    require_numbers(scorecard, paths[1], list(known.values()))
     effects = {truth: _effects(folder, truth, head_grid(scorecard, name), count) for truth, name in known.items()}
+    pictures_done(paths[0], record)
     unchecked = require_measured(folder, agreement, effects, seed)
     return Run(folder, Path(name).name, record, effects, agreement, unchecked)
 
@@ -83,7 +88,7 @@ def require_measured(
     truths = {name: found for truth, of in effects.items() for name, found in ((truth, of), (f"{truth}_abs", abs(of)))}
     rows = agreement[(agreement["statistic"] == "spearman") & (agreement["estimator"] == "mean")]
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in ("n", *MEASURED)})
-    if not (rows["n"] >= 2).all():
+    if not ((rows["n"] >= 2) & np.isfinite(rows["n"]) & (rows["n"] % 1 == 0)).all():
         raise ValueError(f"{folder / 'agreement.csv'}: n: expected numbers of pictures, at least 2")
     unchecked = dict.fromkeys(str(truth) for truth in rows["truth"] if truth not in truths)
     rankings: dict[tuple[str, int], tuple[Ranking, float]] = {}
@@ -128,7 +133,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if data != wanted:
             differing = sorted(key for key in {*data, *wanted} if data.get(key) != wanted.get(key))
             raise ValueError(f"{run.folder}: other pictures than {first.folder} (data: {', '.join(differing)} differ)")
-        targets, expected = (one.record["model"].get("config", {}).get("target_names") for one in (run, first))
+        targets, expected = (one.record["model"]["config"].get("target_names") for one in (run, first))
         if targets != expected:
             raise ValueError(f"{run.folder}: reads {targets}, expected {expected} as {first.folder}")
         if run.shape != first.shape:
@@ -142,7 +147,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     raise ValueError("expected runs whose models or whose folders have different names")
 
 
-def _effects(folder: Path, truth: str, means: Floats, count: int) -> Floats:
+def _effects(folder: Path, truth: str, means: Floats, count: Any) -> Floats:
     """Effects [image layer head] in % of the label variance, which must have these ``means`` [layer head]."""
     path = folder / "scores" / f"{truth}.safetensors"
     if not path.is_file():

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.agreement import aggregated, agreement_table, kendall, rank_scores, spearman
@@ -34,7 +35,7 @@ from analysis.intervals import (
     interval_over_images,
 )
 from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, figure_files, finish_writing, read_record, require_own, start_writing
+from analysis.own_files import Outputs, figure_files, finish_writing, held, read_record, require_own, start_writing
 from analysis.score_files import read_scores
 from analysis.scorecard import oriented, ranks
 from analysis.seed_runs import TRUTHS, Floats, Run, read_runs, shared_truths
@@ -228,16 +229,14 @@ def outputs_of(folder: Path) -> Outputs:
     return Outputs(folder, COMMAND, names, earlier=lambda: set(read_record(folder / "manifest.json")) == earlier)
 
 
-def write_figures(folder: Path, runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> None:
-    """``figures/seeds_<truth>.png`` and ``.svg`` for every truth that all runs have, effects and methods alike."""
+def draw_figures(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    """``seeds_<truth>`` -> its figure, for every truth that all runs have, effects and methods alike."""
     from analysis.seed_plots import seeds_side_by_side
 
     layers, methods = tables["layers_by_seed"], tables["methods_by_seed"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for truth in shared_truths(runs):
-        if truth in set(methods["truth"]):
-            figure = seeds_side_by_side(layers[layers["estimator"] == "mean"], methods, truth=truth)
-            save_figure(figure, folder / f"seeds_{truth}")
+    means = layers[layers["estimator"] == "mean"]
+    truths = [truth for truth in shared_truths(runs) if truth in set(methods["truth"])]
+    return {f"seeds_{truth}": seeds_side_by_side(means, methods, truth=truth) for truth in truths}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -252,16 +251,22 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         folder = require_folder_name(options.output_dir)
+        if options.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {options.seed}")
         outputs = outputs_of(folder)
         require_own(outputs, options.runs)
         runs = read_runs(options.runs)
         tables = compare_seeds(runs, options.bootstrap_replicates, options.seed)
-        start_writing(outputs)
-        for name, table in tables.items():
-            write_table(table, folder / f"{name}.csv")
-        write_figures(folder / "figures", runs, tables)
+        figures = draw_figures(runs, tables)
         record = _manifest(runs, {"bootstrap_replicates": options.bootstrap_replicates, "seed": options.seed})
-        finish_writing(outputs, record)
+        with held(outputs):
+            start_writing(outputs)
+            for name, table in tables.items():
+                write_table(table, folder / f"{name}.csv")
+            (folder / "figures").mkdir(exist_ok=True)
+            for name, figure in figures.items():
+                save_figure(figure, folder / "figures" / name)
+            finish_writing(outputs, record)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

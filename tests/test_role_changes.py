@@ -24,13 +24,36 @@ def roles(names):
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
 
-def run_folder(folder, names, *, finished=True, count=9):
+def run_folder(folder, names, *, finished=True, count=9, weights=None, record=None, **cells):
     folder.mkdir()
-    write_table(roles(names), folder / "roles.csv")
+    table = roles(names).astype(object)
+    for column, value in cells.items():
+        table.loc[1, column] = value
+    write_table(table, folder / "roles.csv")
     if finished:
-        (folder / "manifest.json").write_text(
-            json.dumps({"settings": {"num_pictures": count}, "data": {"preset": "p"}})
-        )
+        told = {
+            "model": {"weights_sha256": weights or folder.name},
+            "data": {"preset": "p"},
+            "pictures": {"done": count, "total": count},
+        }
+        (folder / "manifest.json").write_text(json.dumps(told if record is None else record))
+    return folder
+
+
+def other_model(folder):
+    table = pd.read_csv(folder / "roles.csv")
+    table.assign(model="pretrained").to_csv(folder / "roles.csv", index=False)
+    return folder
+
+
+def half_done(folder):
+    record = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(record | {"pictures": {"done": 3, "total": 9}}))
+    return folder
+
+
+def written(folder, name, text="[" * 100_000):
+    (folder / name).write_text(text)
     return folder
 
 
@@ -80,6 +103,51 @@ def test_command(tmp_path, capsys):
         (
             lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, count=8)],
             "expected runs of the same num_pictures, got one 9, two 8",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST, weights="w"), run_folder(path / "two", FIRST, weights="w")],
+            "one and two: the same weights over the same pictures",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", [])],
+            "roles.csv: expected a row for each head, got none",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, verdict="nonsense")],
+            "roles.csv: row 3: verdict: expected detector, position prior, undecided, untested or nothing,",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, head="x")],
+            "roles.csv: row 3: head: expected a whole number from 0 on, got x",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, tau=float("inf"))],
+            "roles.csv: row 3: tau: expected a finite number",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST[:1]), other_model(run_folder(path / "two", FIRST[:1]))],
+            "one and two: roles.csv: no model, query and tau in common",
+        ),
+        (lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, record=[])], "got list"),
+        (
+            lambda path: [run_folder(path / "one", FIRST), run_folder(path / "two", FIRST, record={"data": None})],
+            "manifest.json: expected the manifest of a run, model an object, got None",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), half_done(run_folder(path / "two", FIRST))],
+            "pictures: expected as many done as there are, at least 1, got 3 of 9",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), written(run_folder(path / "two", FIRST), "manifest.json")],
+            "two/manifest.json: expected JSON",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), written(run_folder(path / "two", FIRST), "roles.csv")],
+            "two/roles.csv: missing column(s)",
+        ),
+        (
+            lambda path: [run_folder(path / "one", FIRST), written(run_folder(path / "two", FIRST), "roles.csv", "")],
+            "two/roles.csv: expected a CSV table",
         ),
     ],
 )

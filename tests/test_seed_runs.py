@@ -38,6 +38,13 @@ def scale_effects(folder):
     )
 
 
+def set_cell(folder, name, column, value):
+    table = pd.read_csv(folder / name, dtype=str)
+    rows = table["statistic"] == "spearman" if "statistic" in table else table.index == 0
+    table.loc[rows, column] = value
+    table.to_csv(folder / name, index=False)
+
+
 def estimated(folder):
     table = pd.read_csv(folder / "head_scorecard.csv")
     table.rename(columns=lambda name: name.replace("zero_var", "zero_estimated_var")).to_csv(
@@ -52,7 +59,7 @@ def estimated(folder):
         (drop("head_scorecard.csv"), "missing head_scorecard.csv"),
         (drop("scores/ablation_mean.safetensors"), "expected effects per picture"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "expected the manifest of a run"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "expected the manifest of a run"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: expected JSON"),
         (lambda folder: (folder / "agreement.csv").write_text("method,truth\n"), "missing column"),
         (lambda folder: (folder / "scores" / "ablation_zero.safetensors").write_bytes(b"no"), "safetensors"),
         (lambda folder: change_record(folder, model={"weights_sha256": "weights 0"}), "the same weights as"),
@@ -60,6 +67,20 @@ def estimated(folder):
         (lambda folder: change_record(folder, data={"preset": "published"}), "other pictures .* preset differ"),
         (lambda folder: change_record(folder, pictures={"total": 30}), "expected delta_loss"),
         (lambda folder: change_record(folder, model={"config": {"target_names": ["end"]}}), "reads"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("[" * 100_000 + "]" * 100_000),
+            "manifest.json: expected JSON",
+        ),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "expected a JSON object, got list"),
+        (lambda folder: change_record(folder, model={"config": None}), "expected the manifest of a run .*config"),
+        (lambda folder: change_record(folder, pictures={"done": 1}), "pictures: expected as many done as there are"),
+        (lambda folder: set_cell(folder, "agreement.csv", "n", "inf"), r"agreement\.csv: n: expected numbers"),
+        (lambda folder: set_cell(folder, "head_scorecard.csv", "head", "-1"), r"head_scorecard\.csv: row 2: head"),
+        (lambda folder: set_cell(folder, "head_scorecard.csv", "layer", "7"), r"head_scorecard\.csv: expected one row"),
+        (
+            lambda folder: set_cell(folder, "head_scorecard.csv", "ablation_mean_var_pct", ""),
+            r"head_scorecard\.csv: row 2: ablation_mean_var_pct: expected a finite number",
+        ),
         (scale_effects, "scores of the same run"),
         (estimated, "expected swept effects"),
     ],
