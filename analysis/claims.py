@@ -15,7 +15,6 @@ runs measured for another plan are refused. Loads no model.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,17 +26,18 @@ import pandas as pd
 
 from analysis.artists import save_figure
 from analysis.audit import AS_RELEASED_NAME, order_name
+from analysis.claim_checks import require_different_models, require_own_tables, require_values
 from analysis.claim_plots import claim_figure
 from analysis.claim_tables import STUDY, ClaimRun, Released, claims_table, markdown, verdicts_table
-from analysis.manifest import git_state, versions
-from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
+from analysis.manifest import git_state, part_of, pictures_done, read_manifest, versions
+from analysis.own_files import Outputs, by_command, figure_files, finish_writing, held, require_own, start_writing
 from analysis.plan import CLAIMS, VERSION, plan_sha256
 from analysis.report import write_atomically
-from analysis.tables import read_table, write_table
+from analysis.tables import read_table, require_numbers, write_table
 from analysis.verdict_rules import MEASURED, judge, problem
 from attribution.own_folder import require_folder_name
 
-COMMAND = "analysis.claims"
+COMMAND, AUDIT_COMMAND = "analysis.claims", "analysis.published"
 TEXTS = ("claim", "quantity", "unit", "left_out", "changing", "note")
 
 
@@ -47,7 +47,7 @@ def read_run(folder: Path) -> ClaimRun:
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected a finished run (manifest.json)")
-    record = _record(path)
+    record = read_manifest(path)
     if not (folder / "claims.csv").is_file():
         raise FileNotFoundError(f"{folder / 'claims.csv'}: not there; the run needs --checks claims")
     _check_plan(path, record)
@@ -63,18 +63,9 @@ def read_run(folder: Path) -> ClaimRun:
         trained = config["synthesizer"].get("preset", config["synthesizer"].get("name", "unknown"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected the manifest of a run beside its head_scorecard.csv ({error!r})") from error
+    require_own_tables(folder, record, rows, scorecard)
     differs = f"{backbone} of {heads}, fine-tuned on {trained} pictures, explained on {preset} ones; the study: {STUDY}"
     return ClaimRun(folder.resolve().name, preset, judged, differs, not_believed(stored, judged))
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(record).__name__}")
-    return record
 
 
 def _check_plan(path: Path, record: Mapping[str, Any]) -> None:
@@ -116,6 +107,7 @@ def measured_rows(stored: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: {error}") from error
     if wrong_rows:
         raise ValueError(f"{path}: {wrong_rows}")
+    require_values(rows, path)
     return rows
 
 
@@ -143,6 +135,7 @@ def released_values(audit: Path) -> Released:
         raise ValueError(
             f"{audit / 'trend.csv'}: expected one row of {AS_RELEASED_NAME}, {order_name(0)}, got {len(rows)}"
         )
+    require_numbers(rows, audit / "trend.csv", needed[2:])
     row = rows.iloc[0]
     found = {
         "mean effect of layers 1-3": (row["early_var_pct"], row["early_pct"]),
@@ -150,12 +143,16 @@ def released_values(audit: Path) -> Released:
         "effect of layers 6-12 over that of layers 1-3": (row["late_over_early"], np.nan),
     }
     values = {name: (float(value), float(percent)) for name, (value, percent) in found.items()}
-    try:
-        record = json.loads((audit / "manifest.json").read_text(encoding="utf-8"))
-        of = (str(record["model"]["name"]), str(record["data"]["preset"]), int(record["pictures"]["done"]))
-    except (KeyError, TypeError, ValueError) as error:
-        path = audit / "manifest.json"
-        raise ValueError(f"{path}: expected model, preset and pictures of an audit ({error!r})") from error
+    path = audit / "manifest.json"
+    record = read_manifest(path)
+    if not by_command(audit, AUDIT_COMMAND):
+        told = str(record.get("command", "none"))
+        raise ValueError(
+            f"{path}: expected model, preset and pictures of an audit of python -m {AUDIT_COMMAND}, got the command {told:.80}"
+        )
+    data = part_of(path, record, "data")
+    name = str(part_of(path, record, "model").get("name"))
+    of = (name, str(data.get("preset", data.get("folder"))), pictures_done(path, record))
     return Released(*of, values)
 
 
@@ -173,22 +170,23 @@ def write_claims(runs: Sequence[ClaimRun], audit: Path | None, output: Path) -> 
     told = markdown(verdicts)
     figures = {claim: claim_figure(table, verdicts, claim) for claim in CLAIMS}
     outputs = outputs_of(output)
-    start_writing(outputs)
-    (output / "figures").mkdir(exist_ok=True)
-    write_table(table, output / "claims.csv")
-    write_table(verdicts, output / "verdicts.csv")
-    write_atomically(output / "verdicts.md", told.encode())
-    for claim, figure in figures.items():
-        save_figure(figure, output / "figures" / claim.lower())
     record: dict[str, Any] = {
-        "command": ["python", "-m", "analysis.claims", *sys.argv[1:]],
+        "command": ["python", "-m", COMMAND, *sys.argv[1:]],
         "runs": [run.name for run in runs],
         "audit": None if audit is None else audit.resolve().name,
         "plan_sha256": plan_sha256(),
         "versions": versions(),
         "git": git_state(),
     }
-    finish_writing(outputs, record)
+    with held(outputs):
+        start_writing(outputs)
+        (output / "figures").mkdir(exist_ok=True)
+        write_table(table, output / "claims.csv")
+        write_table(verdicts, output / "verdicts.csv")
+        write_atomically(output / "verdicts.md", told.encode())
+        for claim, figure in figures.items():
+            save_figure(figure, output / "figures" / claim.lower())
+        finish_writing(outputs, record)
     return verdicts
 
 
@@ -210,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(set(names)) < len(names):
             raise ValueError(f"expected runs in folders of different names, got {', '.join(names)}")
         runs = [read_run(folder) for folder in options.runs]
+        require_different_models(options.runs)
         verdicts = write_claims(runs, options.audit, output)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

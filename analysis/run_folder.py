@@ -24,6 +24,7 @@ from analysis.answer import (
     describe_run,
     read_reference,
 )
+from analysis.claim_checks import CLAIMS_SHA256, table_sha256
 from analysis.explain import Explained, shared_indices
 from analysis.figures import FIGURES, GALLERY_PICTURES, layer_table, write_figures
 from analysis.intervals import indicative
@@ -124,12 +125,8 @@ def write_results(
     reference = None if is_reference or opened.is_control else read_reference()
     indices = shared_indices(settings)
     tables = run_tables(settings, opened, source, explained, indices)
-    outputs = outputs_of(folder)
-    start_writing(outputs)
     empty = sorted(name for name, table in tables.items() if not len(table))
     tables = {name: table for name, table in tables.items() if name not in empty}
-    for name, table in tables.items():
-        write_table(table, folder / f"{name}.csv")
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
     answer = describe_run(scorecard, agreement, tables.get("differences"))
     answer += describe_league(tables.get("league"), tables.get("truths"))
@@ -161,17 +158,7 @@ def write_results(
     if explained.truth.is_estimated:
         note += f" Effects are estimated from a sweep of {explained.truth.num_swept} of them."
     shown = _shown(source)
-    figures = write_figures(
-        folder / "figures",
-        tables=tables,
-        layers=layer_table(explained.truth, indices(count)),
-        images=shown.images,
-        maps=explained.maps["cls"][: len(shown.images)],
-        pixel_maps={name: found[: len(shown.images)] for name, found in explained.pixel_maps.items()},
-        masks=shown.masks,
-        twins_shown=explained.twins_shown,
-        note=("Control, random weights. " if opened.is_control else "") + note,
-    )
+    layers = layer_table(explained.truth, indices(count))
     record = manifest(
         settings=asdict(settings),
         model=opened.identity | {"config": asdict(opened.model.config)},
@@ -183,6 +170,24 @@ def write_results(
     record["processes"] = num_processes
     if "claims" in tables:
         record["plan_sha256"] = plan_sha256()
+    # What can fail is done: only from here on is an earlier result gone.
+    outputs = outputs_of(folder)
+    start_writing(outputs)
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.csv")
+    if "claims" in tables:
+        record[CLAIMS_SHA256] = table_sha256(folder / "claims.csv")
+    figures = write_figures(
+        folder / "figures",
+        tables=tables,
+        layers=layers,
+        images=shown.images,
+        maps=explained.maps["cls"][: len(shown.images)],
+        pixel_maps={name: found[: len(shown.images)] for name, found in explained.pixel_maps.items()},
+        masks=shown.masks,
+        twins_shown=explained.twins_shown,
+        note=("Control, random weights. " if opened.is_control else "") + note,
+    )
     effect = effect_column(scorecard)
     write_report(
         folder / "report.html",

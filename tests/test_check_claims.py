@@ -432,7 +432,7 @@ def many_roles(polysemantic=6, confirmed="detector"):
 
 def told(sign=1.0):
     """Rows on knock-out and patching whose correlation is known: 1 or -1; beside them that of the whole attention."""
-    limits = {"value": sign, "ci_low": sign, "ci_high": sign, "level": 0.95}
+    limits = {"value": sign, "ci_low": sign, "ci_high": sign, "level": 0.95, "n_pictures": COUNT}
     return [{"quantity": name} | limits for name in (KNOCKED_OUT, PATCHED, DISATTENUATED, KNOCKED_OUT_WHOLE)]
 
 

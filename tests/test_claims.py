@@ -13,6 +13,7 @@ from test_check_claims import alike, effects_of, grid, indices, joint, many_role
 from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
 from analysis.checks.claims import table_of
+from analysis.claim_checks import table_sha256
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
 from analysis.claim_plots import STUDY_LAYERS, claim_figure
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
@@ -40,6 +41,7 @@ from analysis.verdict_rules import (
     SLOPE_OF,
     judge,
 )
+from analysis.verdicts_v1 import ENDING
 
 
 @lru_cache
@@ -64,15 +66,17 @@ def measured(*, early=0.4, noise=0.1, outlier=0.0, count=40):
     )
 
 
-def write_run(folder, rows=None, *, preset="default", plan=None):
+def write_run(folder, rows=None, *, preset="default", plan=None, weights=None, **parts):
     folder.mkdir(parents=True)
     write_table(measured() if rows is None else rows, folder / "claims.csv")
-    layer, head = np.indices((12, 6)).reshape(2, -1)
+    layer, head = np.indices((12, 4)).reshape(2, -1)
     pd.DataFrame({"layer": layer, "head": head}).to_csv(folder / "head_scorecard.csv", index=False)
     config = {"backbone": "packaged", "synthesizer": {"preset": preset}}
-    record = {"data": {"preset": preset}, "model": {"config": config}, "plan_sha256": plan or plan_sha256()}
+    model = {"config": config, "weights_sha256": weights or folder.name}
+    record = {"data": {"preset": preset}, "model": model, "plan_sha256": plan or plan_sha256()}
+    record["pictures"] = {"done": 40, "total": 40}
     record["command"] = ["python", "-m", "analysis.compare", "--checks", "claims", "--output-dir", "a folder"]
-    (folder / "manifest.json").write_text(json.dumps(record))
+    (folder / "manifest.json").write_text(json.dumps(record | parts))
     return folder
 
 
@@ -81,7 +85,8 @@ def write_audit(folder):
     row = {name: 0.0 for name in TREND_COLUMNS} | {"configuration": "as_released", "order": "original"}
     row |= {"early_var_pct": 40.0, "early_pct": 10.0, "sixth_over_early": 2.5, "late_over_early": 4.0}
     pd.DataFrame([row]).to_csv(folder / "trend.csv", index=False)
-    record = {"model": {"name": "ours"}, "data": {"preset": "published"}, "pictures": {"done": 64}}
+    record = {"model": {"name": "ours"}, "data": {"preset": "published"}, "pictures": {"done": 64, "total": 64}}
+    record["command"] = ["python", "-m", "analysis.published"]
     (folder / "manifest.json").write_text(json.dumps(record))
     return folder
 
@@ -103,7 +108,7 @@ def test_tables_figures_and_manifest(tmp_path, capsys):
         "without picture 3 supported, by trimmed means supported"
     )
     assert found.loc[("C2", "published"), "verdict"] == "untestable"
-    assert "12 x 6 heads" in found.loc[("C1", "published"), "differs"]
+    assert "12 x 4 heads" in found.loc[("C1", "published"), "differs"]
     assert "ViT-B/16" in found.loc[("C1", "published"), "differs"]
     table = pd.read_csv(output / "claims.csv")
     assert len(table) == 3 * len(measured())
@@ -115,7 +120,7 @@ def test_tables_figures_and_manifest(tmp_path, capsys):
     first, beside, changed = (output / "verdicts.md").read_text().split("\n\n")[0::2]
     assert first.count("\n") == 13 and all(line.count(" | ") == 5 for line in first.splitlines()[2:])
     assert "released procedure (of our model `ours`, 64 published pictures)" in first.splitlines()[0]
-    assert "2 of DINOv2-small of 12 x 6 heads" in first and "**differs** (one: supported; two: refuted)" in first
+    assert "2 of DINOv2-small of 12 x 4 heads" in first and "**differs** (one: supported; two: refuted)" in first
     assert "one at a time, not together: 10 [8, 12] %" in first
     assert "effect of removing layers 1-3 together" in beside and "slope" in beside
     assert changed.count("\n") == 8 and "default pictures: not in every model (1 of 2) → **differs**" in changed
@@ -174,6 +179,103 @@ def test_an_audit_of_another_make_is_one_line(tmp_path):
     (audit / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json: expected model, preset and pictures of an audit"):
         released_values(audit)
+
+
+def test_an_audit_that_is_none_is_one_line(tmp_path, capsys):
+    audit = write_audit(tmp_path / "audit")
+    manifest, trend = ((audit / name).read_text() for name in ("manifest.json", "trend.csv"))
+    spoilt = [
+        ("trend.csv", trend.replace("10.0", ""), "trend.csv: row 2: early_pct: expected a finite number, got nan"),
+        ("trend.csv", trend.replace("2.5", "some"), "trend.csv: row 2: sixth_over_early: expected a finite number"),
+        (
+            "manifest.json",
+            manifest.replace("analysis.published", "analysis.compare"),
+            "of python -m analysis.published",
+        ),
+        ("manifest.json", manifest.replace('"done": 64', '"done": 6'), "pictures: expected as many done as there are"),
+        (
+            "manifest.json",
+            manifest.replace('{"name": "ours"}', "null"),
+            "expected the manifest of a run, model an object",
+        ),
+        ("manifest.json", "[" * 100_000, "manifest.json: expected JSON"),
+    ]
+    run = write_run(tmp_path / "run")
+    for name, text, message in spoilt:
+        (audit / "manifest.json").write_text(manifest)
+        (audit / "trend.csv").write_text(trend)
+        (audit / name).write_text(text)
+        assert main([str(run), "--audit", str(audit), "--output-dir", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
+
+
+def test_a_model_counts_once(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, weights="w") for name in ("one", "copy")]
+    assert main([*map(str, runs), "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "one and " in error and "copy: the same weights, on default pictures both" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    other = write_run(tmp_path / "elsewhere", weights="w", preset="published")
+    assert main([str(runs[0]), str(other), "--output-dir", str(tmp_path / "out")]) == 0
+
+
+def test_values_and_counts_that_no_run_writes(tmp_path, capsys):
+    rows = measured()
+    shifted = rows.assign(value=rows["value"] + 50)
+    before = MEAN_EARLY + ENDING
+    broken = {
+        "far": (edit(rows, MEAN_EARLY, value=-999), "row 2 (mean effect of layers 1-3): expected value between"),
+        "shifted": (shifted, "row 2 (mean effect of layers 1-3): expected value between"),
+        "trimmed": (edit(rows, MEAN_EARLY, trimmed_value=9.0), "expected trimmed_value between"),
+        "without": (edit(rows, CHIRP_SHARE, without_value=9.0), "expected without_value between"),
+        "before": (edit(rows, before, value=9.0), f"expected the value {rows['value'].iloc[0]} of the row"),
+        "kappa": (edit(rows, KAPPA, value=3.0), "expected value between -1 and 1, got 3.0"),
+        "empty": (edit(rows, MEAN_EARLY, value=np.nan), "expected a value between its limits, got none"),
+        "negative": (edit(rows, MEAN_EARLY, n_pictures=-3), "n_pictures: expected a whole number >= 1, got -3"),
+        "half": (edit(rows, MEAN_EARLY, n_pictures=2.5), "n_pictures: expected a whole number >= 1, got 2.5"),
+        "uncounted": (edit(rows, MEAN_EARLY, n_pictures=np.nan), "n_pictures: expected a whole number >= 1, got none"),
+        "many": (edit(rows, MEAN_EARLY, n_pictures=10**6), "n_pictures: expected at most the 40 of the run, got 1e+06"),
+        "headless": (edit(rows, MEAN_EARLY, n_heads=0), "n_heads: expected a whole number >= 1, got 0"),
+        "heads": (edit(rows, CHIRP_SHARE, n_heads=49), "n_heads 49 do not belong to the 12 x 4 heads"),
+        "early": (edit(rows, MEAN_EARLY, n_heads=11), "n_heads 11 do not belong to the 12 x 4 heads"),
+    }
+    cases = {write_run(tmp_path / name, table): message for name, (table, message) in broken.items()}
+    for name, pictures in (("part", {"done": 1, "total": 999}), ("half-one", {"done": 4.0, "total": 4.0})):
+        cases[write_run(tmp_path / name, pictures=pictures)] = "pictures: expected as many done as there are"
+    cases[write_run(tmp_path / "unnamed", model={"config": {"backbone": "packaged", "synthesizer": {}}})] = (
+        "manifest.json: model: weights_sha256: expected a text, got None"
+    )
+    for name, change, message in (
+        ("short", lambda card: card.iloc[:2], "do not belong to the 1 x 2 heads of head_scorecard.csv"),
+        ("gap", lambda card: card.drop(index=5), "head_scorecard.csv: expected one row for each head of 12 layers x 4"),
+        ("lower", lambda card: card[card["layer"] < 11], "do not belong to the 11 x 4 heads of head_scorecard.csv"),
+        ("other", lambda card: card.assign(ablation_zero_var_pct=0.7), "expected 0.7, as head_scorecard.csv says, got"),
+    ):
+        run = write_run(tmp_path / name)
+        change(pd.read_csv(run / "head_scorecard.csv")).to_csv(run / "head_scorecard.csv", index=False)
+        cases[run] = message
+    for run, message in cases.items():
+        assert main([str(run), "--output-dir", str(tmp_path / "out")]) == 2, run
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error, (run, error)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_table_belongs_to_its_manifest(tmp_path, capsys):
+    """A run over other pictures, of the same model and as many heads and pictures: the digest tells."""
+    own = write_run(tmp_path / "own")
+    own_sha256 = table_sha256(own / "claims.csv")
+    assert read_run(write_run(tmp_path / "same", claims_sha256=own_sha256)).preset == "default"
+    moved = write_run(tmp_path / "moved", measured(early=0.45), preset="published", claims_sha256=own_sha256)
+    assert main([str(moved), "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "claims.csv: not the table that the run wrote" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["reference", "published-longer"])
+def test_committed_runs_are_read(name):
+    assert len(read_run(Path(__file__).resolve().parents[1] / "results" / name).rows) > 30
 
 
 def test_models_of_two_kinds_are_named_both():
