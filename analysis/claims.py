@@ -148,7 +148,8 @@ def released_values(audit: Path) -> Released:
     if not by_command(audit, AUDIT_COMMAND):
         told = str(record.get("command", "none"))
         raise ValueError(
-            f"{path}: expected model, preset and pictures of an audit of python -m {AUDIT_COMMAND}, got the command {told:.80}"
+            f"{path}: expected model, preset and pictures of an audit of python -m {AUDIT_COMMAND}, got the command "
+            f"{told:.80}"
         )
     data = part_of(path, record, "data")
     name = str(part_of(path, record, "model").get("name"))

@@ -13,7 +13,7 @@ from test_check_claims import alike, effects_of, grid, indices, joint, many_role
 from analysis.audit import TREND_COLUMNS
 from analysis.checks.claims import COLUMNS as RUN_COLUMNS
 from analysis.checks.claims import table_of
-from analysis.claim_checks import table_sha256
+from analysis.claim_checks import require_own_tables, require_values, table_sha256
 from analysis.claim_effects import deeper_heads, distraction_over_depth, early_heads
 from analysis.claim_plots import STUDY_LAYERS, claim_figure
 from analysis.claim_roles import chirp_alone, irrelevant_detectors, maps_repeat
@@ -28,14 +28,16 @@ from analysis.claim_tables import (
     verdicts_table,
 )
 from analysis.claims import main, read_run, released_values
+from analysis.manifest import read_manifest
 from analysis.plan import CLAIMS, plan_sha256
-from analysis.tables import write_table
+from analysis.tables import read_table, write_table
 from analysis.verdict_rules import (
     CHIRP_SHARE,
     DETECTORS,
     KAPPA,
     KNOCKED_OUT,
     MEAN_EARLY,
+    MEASURED,
     POLYSEMANTIC,
     SIXTH_RATIO,
     SLOPE_OF,
@@ -274,8 +276,14 @@ def test_a_table_belongs_to_its_manifest(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["reference", "published-longer"])
-def test_committed_runs_are_read(name):
-    assert len(read_run(Path(__file__).resolve().parents[1] / "results" / name).rows) > 30
+def test_committed_runs_belong_together(name):
+    """Whatever plan they were made by: their values lie within their limits, and are those of their scorecards."""
+    folder = Path(__file__).resolve().parents[1] / "results" / name
+    rows = read_table(folder / "claims.csv")[list(MEASURED)]
+    require_values(rows, folder / "claims.csv")
+    scorecard = read_table(folder / "head_scorecard.csv")
+    assert "ablation_zero_var_pct" in scorecard and rows["trimmed_value"].notna().sum() > 10
+    require_own_tables(folder, read_manifest(folder / "manifest.json"), rows, scorecard)
 
 
 def test_models_of_two_kinds_are_named_both():
