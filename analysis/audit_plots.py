@@ -6,13 +6,11 @@ Takes the tables of :mod:`analysis.audit`; gives a `Figure`, or writes them all.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within, save_figure, shared_legend
+from analysis.artists import GREY, OKABE_ITO, dress, effect_scale, linear_within, shared_legend
 from analysis.audit import AS_RELEASED_NAME, CONFIGURATIONS, MAPS, SHUFFLED, TRUE_NAME, order_name
 from analysis.claim_plots import STUDY_LAYERS
 
@@ -28,14 +26,12 @@ MAP_WORDS = {
 }
 
 
-def write_audit_figures(folder: Path, scenarios: pd.DataFrame, trend: pd.DataFrame, maps: pd.DataFrame | None) -> None:
-    """Write ``faults``, ``orders`` and, with maps, ``maps`` as PNG and SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
+def audit_figures(scenarios: pd.DataFrame, trend: pd.DataFrame, maps: pd.DataFrame | None) -> dict[str, Figure]:
+    """``faults``, ``orders`` and, with maps, ``maps``, by name."""
     figures = {"faults": faults_figure(trend), "orders": orders_figure(scenarios)}
     if maps is not None:
         figures["maps"] = maps_figure(maps)
-    for name, figure in figures.items():
-        save_figure(figure, folder / name)
+    return figures
 
 
 def faults_figure(trend: pd.DataFrame) -> Figure:

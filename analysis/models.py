@@ -61,7 +61,7 @@ def open_model(name: str, device: str) -> OpenedModel:
     """Load a model on a device. Raises ValueError or OSError with one line for whatever is missing or wrong."""
     try:
         place = torch.device(device)
-        torch.zeros(1, device=place)
+        torch.zeros(1, device=place).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: not available ({str(error).splitlines()[0]})") from error
     if name == CONTROL_MODEL:

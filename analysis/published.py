@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis.artists import save_figure
 from analysis.audit import (
     AS_RELEASED_NAME,
     CONFIGURATIONS,
@@ -43,15 +44,16 @@ from analysis.audit import (
     scenario_rows,
     trend_table,
 )
-from analysis.audit_plots import AUDIT_FIGURES, write_audit_figures
+from analysis.audit_plots import AUDIT_FIGURES, audit_figures
 from analysis.checked_arrays import read_checked, write_checked
 from analysis.manifest import manifest
 from analysis.models import BUNDLED_FOLDER, OpenedModel, open_model
 from analysis.own_code import code_sha256
-from analysis.own_files import Outputs, by_command, figure_files, finish_writing, require_own, start_writing
+from analysis.own_files import Outputs, by_command, figure_files, finish_writing, held, require_own, start_writing
 from analysis.pictures import Pictures, open_source
 from analysis.released_formats import released_files, write_released_format
 from analysis.run_folder import prepare_folder
+from analysis.settings import MOST
 from analysis.tables import write_table
 from attribution.checkpoint import weights_sha256
 from attribution.heads import layout_with_cls, read_attention
@@ -93,8 +95,9 @@ def check_settings(settings: AuditSettings) -> None:
     """Raise ValueError naming the first option that makes no sense."""
     require_folder_name(settings.output_dir)
     for name, least in (("num_pictures", 2), ("batch_size", 1), ("shuffles", 0), ("seed", 0)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(settings, name)}")
+        if not least <= getattr(settings, name) <= MOST:
+            told = f"--{name.replace('_', '-')}: expected {least} or more, up to {MOST}"
+            raise ValueError(f"{told}, got {getattr(settings, name)}")
     if settings.other_preprocessing is not None:
         mean_and_std(settings.other_preprocessing)
 
@@ -141,10 +144,25 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
         target_names=config.target_names,
     )
     pictures = source.draw(range(source.count))
+    outputs = outputs_of(Path(settings.output_dir), scenarios_of(opened.model))
+    require_own(outputs)
+    prepare_folder(outputs.folder)
+    with held(outputs):
+        return _audited(settings, opened, pictures, source.identity, other, overwrite)
+
+
+def _audited(
+    settings: AuditSettings,
+    opened: OpenedModel,
+    pictures: Pictures,
+    data: dict[str, Any],
+    other: str,
+    overwrite: bool,
+) -> list[str]:
+    """Compute and write, in a folder that is held."""
+    config = opened.model.config
     wanted = states_needed(settings)
     scenarios = scenarios_of(opened.model)
-    require_own(outputs_of(Path(settings.output_dir), scenarios))
-    prepare_folder(Path(settings.output_dir))
     scores = Path(settings.output_dir) / "scores"
     computed: dict[tuple[Faults, int], Tensor] = {}
     differ = dict.fromkeys((faults, number) for (_, number), faults in wanted.items())
@@ -176,7 +194,7 @@ def audit(settings: AuditSettings, *, overwrite: bool = False) -> list[str]:
         ignore_index=True,
     )
     maps = _maps(opened, pictures)
-    return _write(settings, opened, source.identity, other, table, maps, states, standardised, in_units)
+    return _write(settings, opened, data, other, table, maps, states, standardised, in_units)
 
 
 def outputs_of(folder: Path, scenarios: Sequence[tuple[int, int]]) -> Outputs:
@@ -268,6 +286,16 @@ def _write(
     scenarios = scenarios_of(opened.model)
     outputs = outputs_of(folder, scenarios)
     trend = trend_table(table)
+    figures = audit_figures(table, trend, maps)
+    record = manifest(
+        settings=asdict(settings) | {"other_preprocessing": other},
+        model=opened.identity | {"config": asdict(opened.model.config)},
+        data=data,
+        device=settings.device,
+        done=len(standardised),
+        total=len(standardised),
+    )
+    record["command"] = ["python", "-m", COMMAND, *sys.argv[1:]]
     start_writing(outputs)
     write_table(trend, folder / "trend.csv")
     write_table(table, folder / "scenarios.csv")
@@ -285,16 +313,9 @@ def _write(
             float(losses(found[:1], labels, settings.batch_size)[0]),
             found[0].numpy(),
         )
-    write_audit_figures(folder / "figures", table, trend, maps)
-    record = manifest(
-        settings=asdict(settings) | {"other_preprocessing": other},
-        model=opened.identity | {"config": asdict(opened.model.config)},
-        data=data,
-        device=settings.device,
-        done=len(standardised),
-        total=len(standardised),
-    )
-    record["command"] = ["python", "-m", "analysis.published", *sys.argv[1:]]
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        save_figure(figure, folder / "figures" / name)
     finish_writing(outputs, record)
     return [*describe(trend), f"All of it: {folder}"]
 

@@ -29,7 +29,7 @@ from analysis.intervals import bootstrap_indices, bootstrap_interval, interval_o
 from analysis.manifest import git_state, versions
 from analysis.models import open_model
 from analysis.own_files import Outputs, finish_writing, held, require_own, start_writing
-from analysis.settings import BUNDLED_MODEL
+from analysis.settings import BUNDLED_MODEL, MOST
 from analysis.tables import write_table
 from attribution.own_folder import require_folder_name
 from attribution.vit import ViTRegressor
@@ -252,8 +252,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the test pictures")
     options = parser.parse_args(argv)
     try:
-        if options.num_pictures < 8 or options.distractor_pictures < 2:
-            raise ValueError("expected --num-pictures of at least 8 and --distractor-pictures of at least 2")
+        for name, least in (("num_pictures", 8), ("distractor_pictures", 2), ("seed", 0)):
+            if not least <= getattr(options, name) <= MOST:
+                told = f"--{name.replace('_', '-')}: expected {least} or more, up to {MOST}"
+                raise ValueError(f"{told}, got {getattr(options, name)}")
         folder = require_folder_name(options.output_dir)
         outputs = outputs_of(folder)
         require_own(outputs)

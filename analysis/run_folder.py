@@ -170,7 +170,7 @@ def write_results(
     record["processes"] = num_processes
     if "claims" in tables:
         record["plan_sha256"] = plan_sha256()
-    # What can fail is done: only from here on is an earlier result gone.
+    # Pictures are read, tables made: an earlier result goes only now, and figures alone are drawn after it.
     outputs = outputs_of(folder)
     start_writing(outputs)
     for name, table in tables.items():

@@ -5,17 +5,21 @@ Takes a YAML file and option values; gives a checked :class:`CompareSettings`. K
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from attribution.own_folder import require_folder_name
 
 BUNDLED_MODEL = "bundled"
 CONTROL_MODEL = "tiny-random"
+MOST = 2**31 - 1  # of anything that is counted, and of seeds
 LISTS = ("methods", "truths", "checks")  # settings that are names, comma-separated on the command line
 
 
@@ -65,29 +69,58 @@ class CompareSettings:
         for name, least in {**at_least, "seed": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+                raise ValueError(f"{name}: expected a whole number >= {least}, got {_told(value)}")
+            if value > MOST:
+                raise ValueError(f"{name}: expected a whole number up to {MOST}, got {value}")
         if self.estimate is not None and (
-            not isinstance(self.estimate, int) or isinstance(self.estimate, bool) or not 3 <= self.estimate
+            not isinstance(self.estimate, int) or isinstance(self.estimate, bool) or not 3 <= self.estimate <= MOST
         ):
-            raise ValueError(f"estimate: expected a whole number >= 3, got {self.estimate!r}")
+            raise ValueError(f"estimate: expected a whole number >= 3, up to {MOST}, got {_told(self.estimate)}")
         for name in ("model", "data", "device"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected a text, got {_told(getattr(self, name))}")
         if self.output_dir is not None and not isinstance(self.output_dir, str):
-            raise ValueError(f"output_dir: expected a text, got {self.output_dir!r}")
+            raise ValueError(f"output_dir: expected a text, got {_told(self.output_dir)}")
         if self.output_dir is not None:
             require_folder_name(self.output_dir, "output_dir")
         for name in LISTS:
             value = getattr(self, name)
             if not value or not all(isinstance(one, str) for one in value):
-                raise ValueError(f"{name}: expected a list of names, got {value!r}")
+                raise ValueError(f"{name}: expected a list of names, got {_told(value)}")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as settings need it: a value stands where it is used, and a key once. A few lines of aliases may stand for
+    more than fits anywhere, and of a key's two values one would be lost in silence."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node; ComposerError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ComposerError(
+                None, None, f"line {mark.line + 1}: found an alias (*), expected values written out", mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A table; ConstructorError for a key that is there twice."""
+        known = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                line = key.start_mark.line + 1
+                raise ConstructorError(
+                    None, None, f"line {line}: {key.value}: expected once, it is there twice", key.start_mark
+                )
+            known.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def read_settings(path: Path) -> CompareSettings:
-    """Settings from a YAML file. Raises ValueError naming the file and key for anything it does not know."""
+    """Settings from a YAML file without aliases. Raises ValueError naming the file and key for anything it does not
+    know, and for a key that is there twice."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if content is None:
         content = {}
@@ -99,10 +132,20 @@ def read_settings(path: Path) -> CompareSettings:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _told(value: object) -> str:
+    """A value in a message, shortened where it is long or deep."""
+    return reprlib.repr(value)
+
+
 def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> CompareSettings:
     """Settings with some values replaced; hyphens in names count as underscores. ValueError for an unknown name."""
     known = {field.name for field in fields(CompareSettings)}
-    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in named:
+            raise ValueError(f"{name}: expected once, it is there with - and with _")
+        named[name] = value
     unknown = sorted(set(named) - known)
     if unknown:
         raise ValueError(f"unknown key {', '.join(unknown)}, expected one of {', '.join(sorted(known))}")
@@ -110,7 +153,7 @@ def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> Comp
         if name in named:
             given = named[name]
             if not isinstance(given, (str, list, tuple)):
-                raise ValueError(f"{name}: expected a list of names, got {given!r}")
+                raise ValueError(f"{name}: expected a list of names, got {_told(given)}")
             given = given.split(",") if isinstance(given, str) else given
             named[name] = tuple(one.strip() if isinstance(one, str) else one for one in given)
     return replace(settings, **named)

@@ -242,6 +242,8 @@ def test_bad_folders_get_one_line(chirp_folder, tmp_path, capsys, change, messag
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--num-pictures", "1"], "num_pictures: expected a whole number >= 2"),
         (["--device", "cuda:99"], "--device cuda:99: not available"),
+        (["--device", "meta"], "--device meta: not available"),
+        (["--num-pictures", "9" * 20], "num_pictures: expected a whole number up to"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

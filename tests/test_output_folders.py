@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import (
@@ -17,8 +18,10 @@ from analysis import (
     seeds,
 )
 from analysis.bench import __main__ as bench
+from analysis.claims import write_claims
 from analysis.own_files import Outputs, own_files, require_own
 from attribution import finetune, published_checkpoint
+from attribution.folder_lock import only_run
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "attribution" / "models"
@@ -139,3 +142,31 @@ def test_a_manifest_of_another_command_is_not_taken_for_a_table_s(tmp_path):
     assert own_files(role_changes.outputs_of(tmp_path)) == {"role_changes.csv"}
     (tmp_path / "manifest.json").write_text('{"command": ["python", "-m", "analysis.compare"]}')
     assert own_files(role_changes.outputs_of(tmp_path)) == set()
+
+
+def test_short_commands_hold_the_folder_while_they_write(tmp_path, capsys, monkeypatch):
+    """Each with its inputs taken for granted: they come to the lock before anything is cleared."""
+    table = pd.DataFrame({"a": [1]})
+    monkeypatch.setattr(role_changes, "_named", lambda folders: {})
+    monkeypatch.setattr(role_changes, "role_changes", lambda runs: table)
+    monkeypatch.setattr(role_changes, "roles_by_run", lambda runs: table)
+    monkeypatch.setattr(role_swap, "role_swap_table", lambda folders: table.assign(query="cls"))
+    monkeypatch.setattr(role_swap, "role_swap_dots", lambda table: None)
+    monkeypatch.setattr(seeds, "read_runs", lambda folders: [])
+    monkeypatch.setattr(seeds, "compare_seeds", lambda *_: {})
+    monkeypatch.setattr(seeds, "draw_figures", lambda *_: {})
+    monkeypatch.setattr(seeds, "_manifest", lambda *_: {})
+    monkeypatch.setattr(claims, "read_run", lambda folder: None)
+    monkeypatch.setattr(claims, "require_different_models", lambda folders: None)
+    for name in ("claims_table", "verdicts_table", "markdown", "claim_figure"):
+        monkeypatch.setattr(claims, name, lambda *_: None)
+    monkeypatch.setattr(claims, "plan_sha256", lambda: "")
+    monkeypatch.setattr(claims, "write_claims", lambda runs, *given: write_claims([], *given))
+    monkeypatch.setattr(interval_coverage, "read_effects", lambda run: None)
+    monkeypatch.setattr(estimate_coverage, "read_stored", lambda *_: None)
+    with only_run(tmp_path):
+        for command in (role_changes, role_swap, seeds, claims, interval_coverage, estimate_coverage):
+            inputs = ["one"] if command is estimate_coverage else ["one", "two"]
+            assert command.main([*inputs, "--output-dir", str(tmp_path)]) == 2, command
+            assert "another run is under way in this folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from attribution.ablation import zero_ablation
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch
 from attribution.checkpoint import load_pretrained, save_pretrained
+from attribution.folder_lock import only_run
 from attribution.released_procedure import FAULTS, NONE, state_predictions
 from attribution.vit import RegressorConfig, ViTRegressor
 from data_synth import TARGET_NAMES, TARGET_UNITS, ChirpDataset, SynthConfig
@@ -161,6 +162,8 @@ def test_a_second_run_computes_only_what_is_damaged(audited, monkeypatch):
     [
         (["--num-pictures", "1"], "--num-pictures: expected 2 or more"),
         (["--batch-size", "0"], "--batch-size: expected 1 or more"),
+        (["--num-pictures", "9" * 20], "--num-pictures: expected 2 or more, up to 2147483647"),
+        (["--device", "meta"], "--device meta: not available"),
         (["--other-preprocessing", "unit"], "that is what the model was trained with"),
         (["--other-preprocessing", "none"], "expected one of imagenet, unit, half"),
         (["--model", "nowhere"], "--model nowhere: expected"),
@@ -257,3 +260,21 @@ def test_files_of_another_number_of_targets_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected 3 targets, got 1"):
         write_released_format(tmp_path / "x", [(0, 0)], [1.0], np.zeros((1, 2, 1)), 1.0, np.zeros((2, 1)))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_another_run_holds_is_left_alone(audited, capfd):
+    folder, _, options = audited
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with only_run(folder):
+        assert main([*options, "--shuffles", "2", "--output-dir", str(folder)]) == 2
+    assert "another run is under way in this folder" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_figures_that_cannot_be_drawn_leave_the_earlier_audit(audited, monkeypatch):
+    folder, _, options = audited
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("analysis.published.audit_figures", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*options, "--shuffles", "2", "--output-dir", str(folder)])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

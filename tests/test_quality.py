@@ -83,6 +83,13 @@ def test_command_writes_and_refuses(tmp_path, capsys):
     assert main(["--model", "nowhere"]) == 2
     assert main(["--num-pictures", "2"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+    for more, told in (
+        (["--device", "meta"], "--device meta: not available"),
+        (["--num-pictures", "9" * 20], "--num-pictures: expected 8 or more, up to 2147483647"),
+    ):
+        assert main(["--model", "tiny-random", "--output-dir", str(tmp_path / "other"), *more]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1 and not (tmp_path / "other").exists()
 
 
 def test_a_table_of_the_users_beside_ours_is_not_taken_for_ours(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The folder of a run: nothing in it that does not match, the manifest last, and what must be known said."""
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -267,6 +268,25 @@ def test_tables_that_cannot_be_made_leave_the_earlier_run(results, tmp_path, mon
     with pytest.raises(ValueError, match="agreement"):
         write_results(tmp_path, SETTINGS, *results)
     assert files(tmp_path) == before
+
+
+def test_pictures_that_cannot_be_read_again_leave_the_earlier_run(results, tmp_path, monkeypatch):
+    fill(tmp_path)
+    before = files(tmp_path)
+    monkeypatch.setattr(run_folder, "_shown", lambda *_: (_ for _ in ()).throw(ValueError("picture 3")))
+    with pytest.raises(ValueError, match="picture 3"):
+        write_results(tmp_path, SETTINGS, *results)
+    assert files(tmp_path) == before
+
+
+def test_the_manifest_knows_the_table_of_claims(results, tmp_path, monkeypatch, figures):
+    tables_of = run_folder.run_tables
+    claims = pd.DataFrame({"claim": ["C1"], "value": [1.0]})
+    monkeypatch.setattr(run_folder, "run_tables", lambda *given: tables_of(*given) | {"claims": claims})
+    write_results(tmp_path, SETTINGS, *results)
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert record["claims_sha256"] == hashlib.sha256((tmp_path / "claims.csv").read_bytes()).hexdigest()
+    monkeypatch.undo()
 
 
 def test_what_must_be_known_stands_in_the_answer_and_on_the_page(results, tmp_path, figures):

@@ -22,7 +22,7 @@ def available_device(name: str) -> torch.device:
     """The device of that name. Raises ValueError where there is none."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]})") from error
     return device
