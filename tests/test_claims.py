@@ -275,7 +275,7 @@ def test_a_table_belongs_to_its_manifest(tmp_path, capsys):
     assert "claims.csv: not the table that the run wrote" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["reference", "published-longer"])
+@pytest.mark.parametrize("name", ["reference", "published", "seed-1", "seed-2"])
 def test_committed_runs_belong_together(name):
     """Whatever plan they were made by: their values lie within their limits, and are those of their scorecards."""
     folder = Path(__file__).resolve().parents[1] / "results" / name

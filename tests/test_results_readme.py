@@ -19,7 +19,7 @@ from analysis.scorecard import Truth, scorecard_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 README = RESULTS / "README.md"
-RUN_FOLDERS = ("reference", "published", "published-longer", "colorbar")
+RUN_FOLDERS = ("reference", "published", "colorbar", "seed-1", "seed-2")
 
 
 @dataclass
