@@ -397,8 +397,8 @@ def other_pictures_and_tunings():
         f"**Other pictures, other fine-tunings** ({links('role_changes', 'roles_by_run', folder='results/role-changes')}; 128 "
         f"pictures). On 128 pictures of another seed {int(pictures['changed'])} of {int(pictures['confident'])} confident "
         f"roles differ ({number(100 * pictures['share_changed'], 0)} %), {int(pictures['changed_concept'])} in its concept; "
-        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone (shorter "
-        "ones, not kept: longer ones stand in their place since) "
+        f"Cohen's κ over all heads {number(pictures['kappa'], 2)}. In two other fine-tunings of the same backbone, as "
+        "long as the bundled one, "
         f"{len(of['seed-1'])} and {len(of['seed-2'])} heads are chirp detectors, from layer {first} on, and nothing else "
         f"is detected alone; {numbers(100 * seeds['share_changed'], 0)} % of the confident roles differ, "
         f"{numbers(100 * seeds['share_changed_concept'], 0)} % in their concept (κ {numbers(seeds['kappa'], 2)})."
@@ -433,7 +433,7 @@ def the_other_task():
         f"{chirp.loc['colorbar', 'num_top_10_above_3']} to bar and ticks. But heads that matter look at the ticks no more "
         f"than all of its heads do ({number(ticks['lift_of_what_matters'], 1)} against {number(ticks['lift_of_all'], 1)} "
         f"times chance), and its effects begin early: L0H4 {number(card[column], 1)} % "
-        f"{interval(card, 1, f'{column}_ci_low', f'{column}_ci_high')} (BCa, as in all tables of that run), without the outer tenths of the pictures "
+        f"{interval(card, 1, f'{column}_ci_low', f'{column}_ci_high')}, without the outer tenths of the pictures "
         f"{number(card[f'{column}_trimmed'], 1)}."
     )
 
@@ -457,7 +457,7 @@ def fine_tunings():
     each = table("heads_by_seed", folder).set_index(["layer", "head"])
     assert each["effect_var_pct_seed-2"].idxmax() == (3, 4)
     return (
-        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); two of them shorter, and not kept; 32 pictures, zero ablation, "
+        f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); each over 21,456 pictures; 128 pictures, zero ablation, "
         f"{int(orders['num_methods'].max())} methods, the same pictures): heads of layers 9 to 11 matter more than those of "
         f"0 to 2, effects rise with depth (Spearman {span(rise, 2)} over layers), and the same four methods come first "
         f"(Kendall of the order of methods {span(orders['value'], 2)}). Single heads agree less (Spearman "
