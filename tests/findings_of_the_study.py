@@ -6,7 +6,7 @@ As :mod:`findings_of_heads`: each function gives one paragraph, asserts what its
 # ruff: noqa: E501 (sentences)
 
 import numpy as np
-from findings_of_heads import RESULTS, interval, links, number, numbers, span, table
+from findings_of_heads import RESULTS, ROOT, interval, links, number, numbers, span, table
 from scipy.stats import ttest_1samp
 
 from analysis.score_files import read_scores
@@ -170,6 +170,36 @@ def the_sweep():
         f"{number(100 * passes['share_of_matmul_rate'], 0)} % of the rate of a large float32 matrix product, and equal to "
         f"full passes within 1.2e-6 of the largest loss ({links('sweep', folder='results/bench')}; whole blocks, for models "
         f"that are not taken apart, {number(whole['ratio_to_baseline'], 1)} times faster)."
+    )
+
+
+def which_models():
+    """What was judged, and what stands beside it."""
+    found = table("claims", RESULTS / "claims")
+    items = found[(found["claim"] == "C6") & ~found["quantity"].str.contains("version 1")]
+    pictures = found[found["claim"] == "C1"].groupby(["preset", "run"])["n_pictures"].max()
+    shown = items.groupby("preset")["n_pictures"].agg(["min", "max"]).astype(int)
+    read = {}
+    for name in ("default", "seed-1", "seed-2", "published"):
+        log = table("training_log", ROOT / "attribution" / "models" / name)
+        read[name] = int(log["pictures"].iloc[-1])
+    assert set(pictures["default"].index) == {"reference", "seed-1", "seed-2"} and set(pictures["default"]) == {128}
+    assert set(pictures["published"].index) == {"published"} and len(set(read.values())) == 1
+    v1 = table("claims", RESULTS / "claims-v1").drop_duplicates("run").groupby("preset")["run"].count()
+    said = table("verdicts", RESULTS / "claims-v1").set_index(["preset", "claim"])["verdict"]
+    assert [name for name in "C1 C2 C3 C4 C5 C6".split() if said["default", name] == "supported"] == ["C1", "C5"]
+    assert [name for name in "C1 C2 C3 C4 C5 C6".split() if said["published", name] == "supported"] == ["C5"]
+    return (
+        "Version 2 has judged four models, each of which read "
+        f"{read['default']:,} pictures: three on `default` ones (the bundled model, [`seed-1`](attribution/models/seed-1) and "
+        "[`seed-2`](attribution/models/seed-2); 128 pictures each, with irrelevant items on "
+        f"{shown.loc['default', 'min']} to {shown.loc['default', 'max']} of them) and one on `published` ones "
+        f"([`published`](attribution/models/published); {int(pictures['published'].iloc[0])} pictures, with irrelevant items on "
+        f"{shown.loc['published', 'max']} of them). Version 1 judged {v1['default']} and {v1['published']} "
+        "([`claims-v1/verdicts.md`](results/claims-v1/verdicts.md)), but for the bundled one shorter fine-tunings: on `default` "
+        "pictures C1 and C5 were supported, on `published` ones C5 alone. The released procedure was run on the model of "
+        "`published` pictures that version 1 judged, [`published-shorter`](attribution/models/published-shorter), which read "
+        "half as many."
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 STUDY = (
+    study.which_models,
     study.order_of_scenarios,
     study.fault_by_fault,
     study.wrong_units,
