@@ -108,8 +108,11 @@ def covers():
     worst = [of("student_t", "coverage_min", size).min() for size in sizes]
     bca = [of("bca", "coverage_median", size) for size in sizes]
     below = of("student_t", "below_share", 16)
+    stored, stored_published = (
+        len(read_scores(RESULTS / run / "scores" / "ablation_zero.safetensors")[0]["delta_loss"])
+        for run in ("estimate", "published")
+    )
     heavy = found[(found["estimator"] == "mean") & (found["run"] == "published")]
-    cut = found[(found["estimator"] == "trimmed") & (found["run"] == "published") & (found["interval"] == "student_t")]
     cut = found[(found["estimator"] == "trimmed") & (found["run"] == "published") & found["in_use"]]
 
     def both(kind, size, column="coverage_median"):
@@ -117,8 +120,8 @@ def covers():
 
     return (
         f"Intervals are over pictures. Those of means are Student's t, which covers best in trials on the bundled model's "
-        f"effects at every number of pictures tried (those of the runs `colorbar`, `published` and `seeds` are still BCa; {links('interval_coverage', folder='results/estimate')}; pictures drawn from the 128 stored ones, or with "
-        "fitted tails beyond them; ranges are over both). Of 95 % intervals in the median head "
+        f"effects at every number of pictures tried ({links('interval_coverage', folder='results/estimate')}; pictures drawn from the "
+        f"{stored} stored ones, or with fitted tails beyond them; ranges are over both). Of 95 % intervals in the median head "
         f"{numbers(100 * np.array(median), 0)} % cover at 16, 64, 128 and 512 pictures (BCa "
         f"{', '.join(span(100 * one, 0) for one in bca)}), in the worst head {numbers(100 * np.array(worst), 0)} %; what they "
         f"miss is mostly larger than they say ({span(100 * below, 0)} % of the misses at 16 pictures). On effects like those "
@@ -127,7 +130,7 @@ def covers():
         f"(BCa {both('bca', 512)} %), in the worst head {both('student_t', 16, 'coverage_min')}, "
         f"{both('student_t', 128, 'coverage_min')} and {both('student_t', 512, 'coverage_min')} %. There the trimmed mean is "
         f"to be read, whose interval covers {span(100 * cut['coverage_median'], 0)} % in the median head and "
-        f"{span(100 * cut['coverage_min'], 0)} % in the worst. How heavy tails really are, 128 pictures cannot tell."
+        f"{span(100 * cut['coverage_min'], 0)} % in the worst. How heavy tails really are, {stored_published} pictures cannot tell."
     )
 
 
