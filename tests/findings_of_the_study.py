@@ -230,7 +230,7 @@ def one_picture():
         f"reads worst: errors of {number(intact[first], 0)} and {number(intact[second], 0)} where the mean is "
         f"{number(intact.mean(), 1)}) it is {told(np.delete(of_picture, [first, second]))}, without the lowest and highest "
         f"tenth of all {number(mine['trimmed_value'], 2)}. The {number(v1['value'], 2)} {interval(v1, 2)} that version 1 had of "
-        f"128 pictures and a model of half the training, the study's own figure, was of this kind. On `default` pictures the mean is "
+        f"128 pictures and a model of half the training is the study's own figure. On `default` pictures the mean is "
         f"{span(others['value'], 2)} over {len(others)} models."
     )
 
