@@ -198,10 +198,10 @@ def which_models():
         "[`seed-2`](attribution/models/seed-2); 128 pictures each, with irrelevant items on "
         f"{shown.loc['default', 'min']} to {shown.loc['default', 'max']} of them) and one on `published` ones "
         f"([`published`](attribution/models/published); {int(pictures['published'].iloc[0])} pictures, with irrelevant items on "
-        f"{shown.loc['published', 'max']} of them). Version 1 judged {v1['default']} and {v1['published']} "
-        "([`claims-v1/verdicts.md`](results/claims-v1/verdicts.md)), but for the bundled one shorter fine-tunings: on `default` "
-        "pictures C1 and C5 were supported, on `published` ones C5 alone. The released procedure was run on the model of "
-        "`published` pictures that version 1 judged, [`published-shorter`](attribution/models/published-shorter), which read "
+        f"{shown.loc['published', 'max']} of them). Version 1 judged {v1['default']} models of `default` and {v1['published']} of "
+        "`published` pictures ([`claims-v1/verdicts.md`](results/claims-v1/verdicts.md)), shorter fine-tunings but for the "
+        "bundled one: on `default` pictures C1 and C5 were supported, on `published` ones C5 alone. The released procedure "
+        "was run on that model of `published` pictures, [`published-shorter`](attribution/models/published-shorter), which read "
         "half as many."
     )
 
