@@ -455,7 +455,9 @@ def fine_tunings():
     firsts = [set(rows.nsmallest(4, "rank")["method"]) for _, rows in methods.groupby("model")]
     assert all(one == set(FOUR) for one in firsts)
     each = table("heads_by_seed", folder).set_index(["layer", "head"])
-    first, second = (each.loc[head, [f"rank_{name}" for name in models]].astype(int).tolist() for head in ((9, 4), (3, 4)))
+    first, second = (
+        each.loc[head, [f"rank_{name}" for name in models]].astype(int).tolist() for head in ((9, 4), (3, 4))
+    )
     assert first == [1, 2, 1] and second == [2, 6, 2]
     return (
         f"**In three fine-tunings of one backbone** ([`results/seeds`](results/seeds); each over 21,456 pictures; 128 pictures, zero ablation, "
