@@ -140,7 +140,7 @@ def _tried(
     rows = tuple(sorted(places))
     kept = [_row(read_piece(stored[places[row].sha256]), places[row].rows.index(row)) for row in rows]
     scales = _largest(work.files[name], stored)
-    batch = batch_of(work, rows, one.needs)
+    batch = batch_of(work, rows, one.needed(name))
     computed = one.compute(batch, [name], min(work.size.pictures, len(rows)))[name]
     worst = 0.0
     for key in sorted({*computed, *kept[0]}):

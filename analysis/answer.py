@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from analysis.artists import CONTROLS
 from analysis.differences import DIFFERENT
 from analysis.intervals import indicative
+from analysis.own_question import describe_questions
 from analysis.scorecard import effect_column
 from analysis.tables import read_table
 
@@ -150,9 +151,11 @@ def _kind(truth: str) -> str:
     return truth.removeprefix("ablation_").replace("zero_estimated", "estimated zero")
 
 
-def describe_league(league: pd.DataFrame | None, truths: pd.DataFrame | None) -> list[str]:
+def describe_league(
+    league: pd.DataFrame | None, truths: pd.DataFrame | None, questions: pd.DataFrame | None = None
+) -> list[str]:
     """What the truths say of each other, and the league of the methods: how many beat depth, and their own price."""
-    lines = []
+    lines = describe_questions(questions)
     if truths is not None:
         pairs = truths[(truths["statistic"] == "spearman") & (truths["estimator"] == "mean") & truths["value"].notna()]
         if len(pairs):

@@ -26,7 +26,7 @@ from analysis.checks.trials import CHECKS, check_passes
 from analysis.explain import all_passes, explain
 from analysis.forecast import forecast, forward_seconds, total_forwards
 from analysis.models import OpenedModel, open_model
-from analysis.passes import Pass, chosen_methods, method_settings
+from analysis.passes import Pass, chosen_methods, method_settings, of_these_pictures
 from analysis.pictures import Pictures, PictureSource, open_source
 from analysis.run_folder import own_folder, prepare_folder, with_output, write_results
 from analysis.settings import CompareSettings, read_settings, with_overrides
@@ -111,7 +111,7 @@ def run(
     processes = Processes(device=settings.device) if processes is None else processes
     processes.together(lambda: chosen_methods(settings.methods))
     opened, source, first = processes.together(lambda: _open(settings, processes.device))
-    settings = with_output(settings, source.count)
+    settings = processes.together(lambda: with_output(of_these_pictures(settings, source), source.count))
     processes.together(lambda: sample_of(settings, source.count))
     passes = processes.together(lambda: _passes(opened, source, settings))
     seconds = forward_seconds(opened, first)

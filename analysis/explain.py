@@ -28,7 +28,16 @@ from analysis.checks.trials import check_passes, check_tables, chosen_checks, lo
 from analysis.intervals import bootstrap_indices
 from analysis.models import OpenedModel
 from analysis.out_of_memory import BatchSize
-from analysis.passes import ATTENTION, PIXEL, UNKNOWN, Pass, attention_pass, chosen_methods, method_passes
+from analysis.passes import (
+    ATTENTION,
+    PIXEL,
+    UNKNOWN,
+    Pass,
+    attention_pass,
+    chosen_methods,
+    gradient_passes,
+    method_passes,
+)
 from analysis.pictures import PictureSource
 from analysis.piecework import (
     Known,
@@ -249,6 +258,7 @@ def all_passes(opened: OpenedModel, source: PictureSource, settings: CompareSett
     return [
         attention_pass(opened, settings),
         *truth_passes(opened, source, settings),
+        *gradient_passes(opened, settings),
         *method_passes(opened, settings, source.count),
     ]
 

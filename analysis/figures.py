@@ -27,8 +27,9 @@ Floats = NDArray[np.float64]
 # Every figure there is: a run may replace files of these names, and only if an earlier run wrote them.
 FIGURES = (
     *("ablation_effect", "head_ranking", "layer_profile", "agreement", "method_scatter"),
-    *("truth_matrix", "league", "cost_front"),
-    *("removal_curves", "area_gaps", "redundancy", "joint_removal", "knockout", "mass_against_knockout"),
+    *("truth_matrix", "league", "league_by_question", "cost_front"),
+    *("removal_curves", "area_gaps", "redundancy", "joint_removal", "edges", "knockout"),
+    "mass_against_knockout",
     *("randomised", "sensitivity", "planted"),
     *("roles", "role_counts", "lifts_before_after", "looks_at_against_matters_by_role", "detectors_with_twins"),
     *("distraction", "iou_regions", "iou_finer_regions", "looks_at_against_matters", "attention_gallery"),

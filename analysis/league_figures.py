@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import check_plots, knockout_plots, league_plots, tail_plots
+from analysis import check_plots, edge_plots, knockout_plots, league_plots, question_plots, tail_plots
 from analysis.artists import figure_of
 from analysis.captions import pictures_told
 
@@ -40,6 +40,16 @@ def league_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "scores are another's bears its name.",
             league_plots.league_heatmap(tables["agreement"], league, truths=ranked),
         )
+        questions = tables.get("league_by_question")
+        if questions is not None and questions["is_own"].any() and questions["truth"].nunique() > 1:
+            yield (
+                "league_by_question",
+                "Each method by its own question",
+                "Spearman correlation of each method's scores with each kind of ablation, scores and truth of "
+                "different pictures, over all heads and within layers. Framed: the ablation whose effect the method "
+                "approximates. Bold: the best of its column. Controls are grey.",
+                question_plots.question_heatmap(questions),
+            )
         if (league["forwards"] > 0).any():
             yield (
                 "cost_front",
@@ -97,6 +107,15 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "heads do one at a time, with 95 % intervals. Where the two differ, single effects do not tell what layers "
             "do." + of("joint_removal"),
             check_plots.joint_removal(tables["joint_removal"]),
+        )
+    if has("edges"):
+        yield (
+            "edges",
+            "From which head to which",
+            "What the heads that matter most do by way of one later head's queries, keys or values alone, everything "
+            "between them held as it was: the largest edges, which together carry four fifths of the sizes of all. "
+            "Width: the effect; dashed: the loss falls without it." + of("edges"),
+            edge_plots.edge_map({"": tables["edges"]}),
         )
     if has("knockout"):
         yield (

@@ -19,6 +19,7 @@ from analysis.explain import Explained
 from analysis.intervals import ESTIMATORS, Indices
 from analysis.league import agreement_over_groups, league_table, shared_table
 from analysis.models import OpenedModel
+from analysis.own_question import question_table
 from analysis.passes import method_settings
 from analysis.scorecard import oriented
 from analysis.settings import CompareSettings
@@ -29,6 +30,7 @@ from attribution.vit import head_layout
 
 LEAGUE_TABLES = (
     *("agreement", "truths", "differences", "differences_from_depth", "ablation_at_cost", "calibration", "league"),
+    "league_by_question",
 )
 DEPTH = "layer_index"  # the control that knows nothing but the layer
 OUT = "_out"  # names of methods that predict effects in units of the loss end so
@@ -98,6 +100,10 @@ def league_tables(
         calibration=tables.get("calibration"),
         duplicates=stands_for,
     )
+    if not truth.is_estimated:
+        expands = {name: method.expands for name, method in methods.items()}
+        copies = [name for name, other in stands_for.items() if other != name]
+        tables["league_by_question"] = question_table(agreement, expands, {*controls, *copies})
     return {name: tables[name] for name in LEAGUE_TABLES if name in tables}
 
 

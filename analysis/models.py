@@ -5,8 +5,7 @@ Takes ``bundled``, ``tiny-random`` or a folder; gives the loaded regressor and w
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.companions import counterfactual_images, donor_images
-from analysis.pictures import Pictures, PictureSource
+from analysis.pictures import Pictures
 from analysis.settings import BUNDLED_MODEL, CONTROL_MODEL
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch
@@ -90,21 +88,6 @@ def make_batch(opened: OpenedModel, pictures: Pictures) -> Batch:
         indices=torch.from_numpy(pictures.indices),
         baseline_pixel_values=baseline.to(model.device, model.dtype),
     )
-
-
-def with_companions(
-    opened: OpenedModel, batch: Batch, source: PictureSource, seed: int, needs: Collection[str]
-) -> Batch:
-    """The batch with the optional fields that are needed (names of `attribution.batch.OPTIONAL_FIELDS`)."""
-    rows = batch.indices.tolist()
-    found: dict[str, Tensor] = {}
-    if "donor_pixel_values" in needs:
-        donors = donor_images(source, rows, seed)
-        flat = preprocessed(opened, donors.reshape(-1, *donors.shape[2:]))
-        found["donor_pixel_values"] = flat.unflatten(0, donors.shape[:2])
-    if "counterfactual_pixel_values" in needs:
-        found["counterfactual_pixel_values"] = preprocessed(opened, counterfactual_images(source, rows))
-    return replace(batch, **found)
 
 
 def preprocessed(opened: OpenedModel, images: NDArray[np.uint8]) -> Tensor:

@@ -1,14 +1,15 @@
 """What a run computes of methods: the attention of all heads, and every method asked for; with its cost.
 
 Takes a loaded model and settings; gives passes, each a function from a batch to arrays by the name under which they are
-stored. What needs nothing but attention weights stands in one pass. Knows no truth (:mod:`analysis.truth_passes`), no
+stored. What needs nothing but attention weights stands in one pass, what needs contexts and the outputs' gradients at
+them in another. Knows no truth (:mod:`analysis.truth_passes`), no
 files, no pieces and no statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.held_values import Unknown, describe_unknown, held_sha256
+from analysis.lent_contexts import lacking
 from analysis.models import OpenedModel
+from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.batch import Batch, MethodSettings
 from attribution.method import Method, cost
-from attribution.methods import METHODS, PIXEL_METHODS, read_attention_methods, run_pixel_method, run_with_extras
+from attribution.methods import (
+    METHODS,
+    PIXEL_METHODS,
+    read_attention_methods,
+    read_gradient_methods,
+    run_pixel_method,
+    run_with_extras,
+)
 from attribution.pixels import to_patch_grid
 from attribution.vit import HeadLayout, head_layout
 
@@ -30,6 +40,7 @@ from attribution.vit import HeadLayout, head_layout
 BACKWARD_COST = 1.3
 PIXEL = "pixel_"
 ATTENTION = "attention_maps"
+GRADIENTS = "gradients"
 # What a score depends on that cannot be known: such scores are computed anew by every run.
 UNKNOWN = "unknown"
 
@@ -41,7 +52,8 @@ class Pass:
 
     ``compute(batch, names wanted, pictures in one pass)`` gives the arrays of each name; their first axis is the image.
     ``forwards`` is the cost per picture, in forward passes; ``rows`` are the pictures it is computed for, None for all;
-    ``needs`` names the optional fields of the batch it needs.
+    ``needs`` names the optional fields of the batch it needs; where the things computed differ in that, ``needs_of``
+    has those of each.
     """
 
     name: str
@@ -50,6 +62,11 @@ class Pass:
     forwards: float
     rows: tuple[int, ...] | None = None
     needs: tuple[str, ...] = ()
+    needs_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def needed(self, name: str) -> tuple[str, ...]:
+        """The optional fields of the batch that one of the things computed needs."""
+        return self.needs_of.get(name, self.needs)
 
 
 def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS) -> dict[str, Method]:
@@ -67,6 +84,22 @@ def chosen_methods(names: tuple[str, ...], table: Mapping[str, Method] = METHODS
         for name, method in table.items()
         if (name in names or "all" in names or ("default" in names and method.default)) and f"-{name}" not in names
     }
+
+
+def of_these_pictures(settings: CompareSettings, source: PictureSource) -> CompareSettings:
+    """The settings without methods that these pictures have not what they need for, where nobody named them.
+
+    Raises ValueError for one that somebody did.
+    """
+    missing, left_out = lacking(source), []
+    for table in (METHODS, PIXEL_METHODS):
+        for name, method in chosen_methods(settings.methods, table).items():
+            why = [missing[field] for field in method.needs if field in missing]
+            if why and name in settings.methods:
+                raise ValueError(f"methods: {name}: {why[0]}")
+            if why:
+                left_out.append(f"-{name}")
+    return replace(settings, methods=(*settings.methods, *left_out)) if left_out else settings
 
 
 def method_settings(settings: CompareSettings, batch_size: int | None = None) -> MethodSettings:
@@ -111,8 +144,46 @@ def attention_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
     return Pass(ATTENTION, depends_on, compute, 1.0)
 
 
+def gradient_passes(opened: OpenedModel, settings: CompareSettings) -> list[Pass]:
+    """One pass for all methods asked for that need nothing but contexts and gradients at them, if there are any."""
+    dials, num_targets = method_settings(settings), len(opened.model.config.target_names)
+    chosen = {name: method for name, method in chosen_methods(settings.methods).items() if method.of_gradients}
+    if not chosen:
+        return []
+    names = tuple(chosen)
+
+    def compute(batch: Batch, wanted: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        own = replace(dials, internal_batch_size=batch_size)
+        found = read_gradient_methods(opened.model, batch, own, [name for name in names if name in wanted])
+        return {
+            name: {"scores": scores.numpy()} | {key: values.numpy() for key, values in extras.items()}
+            for name, (scores, extras) in found.items()
+        }
+
+    return [
+        Pass(
+            GRADIENTS,
+            {name: _dials(dials, method) for name, method in chosen.items()},
+            compute,
+            _together(chosen.values(), dials, head_layout(opened.model).num_layers, num_targets),
+            needs=tuple(sorted({field for method in chosen.values() for field in method.needs})),
+            needs_of={name: method.needs for name, method in chosen.items()},
+        )
+    ]
+
+
+def _together(methods: Iterable[Method], dials: MethodSettings, num_layers: int, num_targets: int) -> float:
+    """Cost of methods that share a forward pass and the backward passes; those that lend contexts are had once each."""
+    lending: dict[tuple[str, ...], int] = {}
+    backwards = 0
+    for method in methods:
+        forwards, backwards = cost(method, dials, num_layers=num_layers, num_targets=num_targets)
+        lending[method.needs] = forwards - 1
+    return 1 + sum(lending.values()) + BACKWARD_COST * backwards
+
+
 def method_passes(opened: OpenedModel, settings: CompareSettings, count: int) -> list[Pass]:
-    """One pass for each method asked for that needs more than attention, of ``count`` pictures or the first of them."""
+    """One pass for each method asked for that stands in no shared one, of ``count`` pictures or the first of them."""
     dials, num_targets = method_settings(settings), len(opened.model.config.target_names)
     layout = head_layout(opened.model)
 
@@ -138,7 +209,7 @@ def method_passes(opened: OpenedModel, settings: CompareSettings, count: int) ->
 
     passes = []
     for name, method in chosen_methods(settings.methods).items():
-        if method.of_attention is None:
+        if method.of_attention is None and method.of_gradients is None:
             passes.append(of(name, method, _dials(dials, method), partial(scores, name)))
     for name, method in chosen_methods(settings.methods, PIXEL_METHODS).items():
         if method.of_attention is None:
@@ -180,7 +251,8 @@ def told_apart(methods: Mapping[str, Method]) -> dict[str, Any]:
     unknown: list[str] = []
     for name, method in methods.items():
         try:
-            found[name] = held_sha256([method.function, method.of_attention, method.with_extras])
+            others = [] if method.of_gradients is None else [method.of_gradients]
+            found[name] = held_sha256([method.function, method.of_attention, method.with_extras, *others])
         except Unknown as error:
             unknown.append(describe_unknown(name, error))
     return {"methods": found} | ({UNKNOWN: unknown} if unknown else {})

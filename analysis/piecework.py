@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from analysis.forecast import plain_forward_seconds
-from analysis.models import OpenedModel, make_batch, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.models import OpenedModel, make_batch
 from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.own_code import code_sha256
 from analysis.passes import UNKNOWN, Pass
@@ -64,21 +65,23 @@ def with_files(work: Work, passes: Iterable[Pass]) -> Work:
     runs; of a method that cannot be told from another, on the run too, so that no other run takes them."""
     files = dict(work.files)
     for one in passes:
-        code = code_sha256(*runs(one, work.source))
+        code = {needs: code_sha256(*runs(one, work.source, needs)) for needs in {*map(one.needed, one.depends_on)}}
         for name, depends_on in one.depends_on.items():
-            found = {**work.depends_on, **depends_on, "code": code}
-            if "donor_pixel_values" in one.needs:
+            needs = one.needed(name)
+            found = {**work.depends_on, **depends_on, "code": code[needs]}
+            if not {"donor_pixel_values", "mean_context"}.isdisjoint(needs):
                 found["references"] = work.source.references_sha256
             files[name] = score_file(work.folder, name, found | ({"run": work.run} if UNKNOWN in depends_on else {}))
     return replace(work, files=files)
 
 
-def runs(one: Pass, source: PictureSource) -> list[Any]:
-    """Everything that is run to compute a piece of a pass: what the batch is made by, and the pass itself."""
+def runs(one: Pass, source: PictureSource, needs: tuple[str, ...]) -> list[Any]:
+    """Everything that is run to compute a piece of what a pass computes and needs these fields of the batch: what the
+    batch is made by, and the pass itself."""
     found: list[Any] = [make_batch, Batch, one.compute]
-    if one.needs:
+    if needs:
         found.append(with_companions)
-    if "counterfactual_pixel_values" in one.needs:
+    if "counterfactual_pixel_values" in needs:
         found.append(source.counterfactual)
     return found
 
@@ -173,7 +176,8 @@ def _compute(work: Work, piece: Piece, passes: Sequence[Pass], known: Known, sha
     for one in passes:
         wanted = _missing(one, piece, known)
         if wanted:
-            batch = batch_of(work, piece.rows, one.needs, batch)
+            needs = dict.fromkeys(field for name in wanted for field in one.needed(name))
+            batch = batch_of(work, piece.rows, tuple(needs), batch)
             if time.perf_counter() - measured_at > FORWARDS_BETWEEN * forward:
                 forward = plain_forward_seconds(work.opened, batch, work.size)
                 measured_at = time.perf_counter()

@@ -129,7 +129,7 @@ def write_results(
     tables = {name: table for name, table in tables.items() if name not in empty}
     scorecard, agreement = tables["head_scorecard"], tables.get("agreement")
     answer = describe_run(scorecard, agreement, tables.get("differences"))
-    answer += describe_league(tables.get("league"), tables.get("truths"))
+    answer += describe_league(tables.get("league"), tables.get("truths"), tables.get("league_by_question"))
     caution = indicative(count)
     warnings = [CONTROL_WARNING] if opened.is_control else []
     if not opened.is_control and not is_reference:

@@ -6,23 +6,14 @@ asked for stands here too. Knows no methods, no files and no statistics.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from analysis.checked_arrays import read_checked, write_checked
-from analysis.companions import NUM_DONORS, reference_images
+from analysis.companions import NUM_DONORS
 from analysis.estimate_cost import sweep_costs
-from analysis.models import OpenedModel, preprocessed
-from analysis.own_code import code_sha256
+from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows, method_settings
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
@@ -31,13 +22,11 @@ from attribution.ablation import (
     AblationResult,
     counterfactual_ablation,
     mean_ablation,
-    mean_context,
     resample_ablation,
     zero_ablation,
 )
 from attribution.batch import Batch
-from attribution.checkpoint import backbone_settings
-from attribution.packaged import cache_folder
+from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN
 from attribution.shapley import gate_shapley
 from attribution.vit import head_layout
 
@@ -46,7 +35,6 @@ SHAPLEY = "shapley"
 TRUTHS = (*KINDS, SHAPLEY)
 DEFAULT_TRUTHS = ("zero", "mean", "counterfactual")
 TRUTH = "ablation_zero"
-REFERENCES_AT_ONCE = 16
 
 
 def chosen_truths(settings: CompareSettings, has_counterfactual: bool) -> tuple[str, ...]:
@@ -110,22 +98,17 @@ def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSett
         return lambda batch, _, batch_size: {name: _arrays(opened, batch, sweep(batch, batch_size))}
 
     if kind == "mean":
-        known: list[Tensor] = []
-
-        def at_mean(batch: Batch, batch_size: int) -> AblationResult:
-            if not known:
-                known.append(reference_context(opened, source))
-            return mean_ablation(opened.model, batch, known[0], batch_size=batch_size)
-
-        return Pass(name, {name: depends_on}, of(at_mean), once + source.num_references / max(1, source.count))
+        compute = of(lambda batch, size: mean_ablation(opened.model, batch, batch.required(MEAN), batch_size=size))
+        forwards = once + source.num_references / max(1, source.count)
+        return Pass(name, {name: depends_on}, compute, forwards, needs=(MEAN,))
     if kind == "resample":
         depends_on |= {"seed": settings.seed, "donors": NUM_DONORS}
         compute = of(lambda batch, size: resample_ablation(opened.model, batch, batch_size=size))
         rows = first_rows(settings.resample_pictures, source.count)
-        return Pass(name, {name: depends_on}, compute, NUM_DONORS * (once + 1), rows, ("donor_pixel_values",))
+        return Pass(name, {name: depends_on}, compute, NUM_DONORS * (once + 1), rows, (DONORS,))
     if kind == "counterfactual":
         compute = of(lambda batch, size: counterfactual_ablation(opened.model, batch, batch_size=size))
-        return Pass(name, {name: depends_on}, compute, once + 1, needs=("counterfactual_pixel_values",))
+        return Pass(name, {name: depends_on}, compute, once + 1, needs=(COUNTERFACTUAL,))
     return _shapley_pass(opened, settings, source.count)
 
 
@@ -152,41 +135,3 @@ def _arrays(opened: OpenedModel, batch: Batch, found: AblationResult) -> Arrays:
         "predictions": opened.model.to_units(found.intact_predictions).numpy(),
         "residuals": (found.intact_predictions - batch.labels.to("cpu", torch.float64)).numpy(),
     }
-
-
-def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
-    """Mean context over the reference pictures, `[layer token head head_dim]` float64; computed once, then cached.
-
-    What it was made of is told by the mean picture, the model and its settings, the libraries and the code.
-    """
-    mean_image = np.ascontiguousarray(source.draw(range(1)).mean_image)
-    made_of = [
-        opened.sha256,
-        hashlib.sha256(mean_image.tobytes()).hexdigest(),
-        str(source.num_references),
-        str(opened.model.device),
-        str(opened.model.dtype),
-        asdict(opened.model.config),
-        backbone_settings(opened.model),
-        *(version(name) for name in ("torch", "transformers", "peft")),
-        code_sha256(mean_context, reference_images, preprocessed, source.reference),
-        source.references_sha256,
-    ]
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = cache_folder() / f"mean-context-{digest}.safetensors"
-    stored = read_checked(path)
-    if stored is not None:
-        return torch.from_numpy(stored["mean_context"])
-    lots = range(0, source.num_references, REFERENCES_AT_ONCE)
-    pictures = (
-        preprocessed(
-            opened,
-            reference_images(source, range(first, min(first + REFERENCES_AT_ONCE, source.num_references))),
-        )
-        for first in lots
-    )
-    found = mean_context(opened.model, pictures)
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_checked(path, {"mean_context": found.cpu().numpy()})
-    return found

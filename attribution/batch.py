@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OPTIONAL_FIELDS = ("donor_pixel_values", "counterfactual_pixel_values")
+OPTIONAL_FIELDS = ("donor_pixel_values", "counterfactual_pixel_values", "mean_context")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class Batch:
     the batch; `baseline_pixel_values` [3 row col], or one per picture [image 3 row col], where the path methods that
     start from a picture start. What only some methods and truths need: `donor_pixel_values` [image donor 3 row col],
     other pictures drawn for each; `counterfactual_pixel_values` [image 3 row col], the picture without the thing to be
-    read.
+    read; `mean_context` [layer token head head_dim], the mean over reference pictures of what each head brings to its
+    output projection, one for all pictures.
     """
 
     pixel_values: Tensor
@@ -31,6 +32,7 @@ class Batch:
     baseline_pixel_values: Tensor
     donor_pixel_values: Tensor | None = None
     counterfactual_pixel_values: Tensor | None = None
+    mean_context: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "indices", torch.as_tensor(self.indices, dtype=torch.int64, device="cpu"))
@@ -50,6 +52,8 @@ class Batch:
             raise ValueError(f"donor_pixel_values: expected [{shape[0]} donor {shape[1:]}], got {list(donors.shape)}")
         if twins is not None and list(twins.shape) != shape:
             raise ValueError(f"counterfactual_pixel_values: expected {shape}, got {list(twins.shape)}")
+        if self.mean_context is not None and self.mean_context.dim() != 4:
+            raise ValueError(f"mean_context: expected [layer token head head_dim], got {list(self.mean_context.shape)}")
         for name in ("pixel_values", "labels", "baseline_pixel_values", *OPTIONAL_FIELDS):
             values = getattr(self, name)
             if values is not None and not bool(torch.isfinite(values).all()):
@@ -60,13 +64,15 @@ class Batch:
 
     def select(self, rows: slice | list[int]) -> "Batch":
         """The batch of the pictures at these places."""
-        baseline = self.baseline_pixel_values
+        baseline, donors, twins = self.baseline_pixel_values, self.donor_pixel_values, self.counterfactual_pixel_values
         return Batch(
             self.pixel_values[rows],
             self.labels[rows],
             self.indices[rows],
             baseline if baseline.dim() == 3 else baseline[rows],
-            *(None if value is None else value[rows] for value in (getattr(self, name) for name in OPTIONAL_FIELDS)),
+            None if donors is None else donors[rows],
+            None if twins is None else twins[rows],
+            self.mean_context,
         )
 
     def required(self, name: str) -> Tensor:

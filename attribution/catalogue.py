@@ -49,7 +49,10 @@ def describe(
             passes = cost(method, settings, num_layers=num_layers, num_targets=num_targets)
             sign = "signed" if method.signed else method.direction
             default = "yes" if method.default else "no"
-            remarks = ", ".join(("approximate",) * method.approximate + method.needs)
+            remarks = ", ".join(
+                ("approximate",) * method.approximate
+                + tuple(name.removesuffix("_pixel_values") for name in method.needs)
+            )
             rows.append((name, gives, method.family, method.paper, sign, *map(str, passes), default, remarks))
             words.append(textwrap.fill(f"{name}: {_what(method)}", **_WRAPPED))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -58,7 +61,7 @@ def describe(
         "",
         f"fwd, bwd: passes per picture at {settings.steps} steps, {num_layers} layers, {num_targets} targets.",
         "sign: signed, if scores predict the sign of the effect; else whether a larger (+) or smaller (-) one matters.",
-        "approximate: has no rule for some operation of the model. needs: fields of the batch beyond the usual ones.",
+        "approximate: has no rule for some operation of the model. needs: what else a picture needs.",
         *words,
     ]
     if methods is None:

@@ -12,6 +12,7 @@ which changes no output, changes no score.
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch, MethodSettings
+from attribution.contexts import contexts
 from attribution.state import model_state
 from attribution.vit import RegressorConfig, ViTRegressor, attention_modules, num_heads_of, output_projections
 
@@ -40,15 +42,16 @@ def check_method(
     """
     model = tiny_regressor() if model_factory is None else model_factory()
     settings = MethodSettings(steps=3, internal_batch_size=4) if settings is None else settings
-    batch = _batch_for(model)
+    batch = _with_mean_context(model, _batch_for(model))
     rotated = rotate_head_bases(model, seed=0)
+    turned = _with_mean_context(rotated, batch)
     with torch.no_grad():
         if _far(rotated(batch.pixel_values), model(batch.pixel_values), tolerance):
             raise ValueError("the model itself changes when the bases of its heads are rotated: it cannot be checked")
     untouched, given = copy.deepcopy(model), copy.deepcopy(batch)
     order = [3, 0, 4, 2, 1]
 
-    def far(model: ViTRegressor, rows: list[int]) -> bool:
+    def far(model: ViTRegressor, batch: Batch, rows: list[int]) -> bool:
         return _far(function(model, batch.select(rows), settings), scores[rows], tolerance)
 
     def other() -> bool:
@@ -66,11 +69,11 @@ def check_method(
     promises: list[tuple[str, Callable[[], bool]]] = [
         ("deterministic: a second run gives the same", other),
         ("deterministic: torch.no_grad() around the call changes nothing", other_without_grad),
-        ("order: a picture's scores do not depend on its place in the batch", lambda: far(model, order)),
-        ("picture by picture: the other pictures change nothing", lambda: far(model, [2])),
+        ("order: a picture's scores do not depend on its place in the batch", lambda: far(model, batch, order)),
+        ("picture by picture: the other pictures change nothing", lambda: far(model, batch, [2])),
         (
             "gauge: rotating the bases of the heads changes nothing",
-            lambda: far(rotated, list(range(len(batch)))),
+            lambda: far(rotated, turned, list(range(len(batch)))),
         ),
     ]
     for promise, is_broken in promises if not broken else []:
@@ -148,6 +151,12 @@ def _batch_for(model: ViTRegressor) -> Batch:
         draw(5, 4, 3, size, size),
         draw(5, 3, size, size),
     )
+
+
+def _with_mean_context(model: ViTRegressor, batch: Batch) -> Batch:
+    """The mean context is the model's own: it turns with the bases of its heads."""
+    others = batch.required("donor_pixel_values").flatten(0, 1)
+    return replace(batch, mean_context=contexts(model, others).mean(0))
 
 
 def _broken_form(scores: Any, model: ViTRegressor, batch: Batch) -> list[str]:

@@ -13,6 +13,8 @@ from attribution.batch import Batch
 from attribution.blocks import Block, TakenApart, parts_of
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, output_projections, require_eval
 
+PICTURES_PER_PASS = 8  # of passes that keep a graph: larger ones are no faster
+
 
 def output_contributions(
     model: ViTRegressor, batch: Batch, *, batch_size: int, dtype: torch.dtype | None = None

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import summed_per_head
-from attribution.gates import PICTURES_PER_PASS, composed_loss_change
+from attribution.contributions import PICTURES_PER_PASS, summed_per_head
+from attribution.gates import composed_loss_change
 from attribution.layer_gradients import Scalars, context_gradients, contexts_of, each_output, gradients_of, loss_of
-from attribution.method import extras_of
+from attribution.method import scores_of
 from attribution.vit import ViTRegressor, attention_modules, loss_per_image, num_heads_of, require_eval
 
 ELEMENTWISE = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
@@ -48,7 +48,7 @@ def layer_deep_lift(model: ViTRegressor, batch: Batch, settings: MethodSettings)
     return torch.cat(parts)
 
 
-@extras_of(layer_deep_lift)
+@scores_of(layer_deep_lift)
 def layer_deep_lift_with_extras(
     model: ViTRegressor, batch: Batch, settings: MethodSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:

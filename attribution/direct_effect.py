@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
-from attribution.gates import PICTURES_PER_PASS, composed_loss_change
+from attribution.contributions import PICTURES_PER_PASS
+from attribution.gates import composed_loss_change
 from attribution.layer_gradients import contexts_of
 from attribution.prefix import block_list
 from attribution.residual_weights import weights_to_residual

@@ -19,11 +19,10 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import output_contributions
-from attribution.method import extras_of
+from attribution.contributions import PICTURES_PER_PASS, output_contributions
+from attribution.gradient_readings import GradientReadings
+from attribution.method import Extras, scores_of
 from attribution.vit import ViTRegressor, attention_modules, gated, loss_per_image, num_heads_of, require_eval
-
-PICTURES_PER_PASS = 8
 
 
 def gate_saliency(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -50,7 +49,7 @@ def gate_ig_with_delta(model: ViTRegressor, batch: Batch, settings: MethodSettin
     return _integrated(model, batch, settings, with_delta=True)
 
 
-@extras_of(gate_ig)
+@scores_of(gate_ig)
 def gate_ig_with_extras(
     model: ViTRegressor, batch: Batch, settings: MethodSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,17 +66,17 @@ def gate_ixg_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) ->
 
     The most pictures in one pass are 8, or fewer by the settings: larger passes are no faster and hold larger graphs.
     """
-    return gate_ixg_out_with_extras(model, batch, settings)[0]
-
-
-@extras_of(gate_ixg_out)
-def gate_ixg_out_with_extras(
-    model: ViTRegressor, batch: Batch, settings: MethodSettings
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`gate_ixg_out`, and float32 `[image layer head target]` what each head adds to each output (`contributions`)."""
     batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
     predictions, removed = output_contributions(model, batch, batch_size=batch_size)
-    scores = composed_loss_change(predictions, batch.labels, removed)
+    return composed_loss_change(predictions, batch.labels, removed)
+
+
+@scores_of(gate_ixg_out)
+def gate_ixg_out_of(readings: GradientReadings) -> Extras:
+    """`gate_ixg_out` from what a shared pass gave, and float32 `[image layer head target]` what each head adds to each
+    output (`contributions`)."""
+    removed = readings.removed()
+    scores = composed_loss_change(readings.predictions, readings.labels, removed)
     return scores, {"contributions": removed.permute(0, 2, 3, 1).float()}
 
 
@@ -89,6 +88,12 @@ def gate_saliency_out(model: ViTRegressor, batch: Batch, settings: MethodSetting
     batch_size = min(settings.internal_batch_size, PICTURES_PER_PASS)
     predictions, removed = output_contributions(model, batch, batch_size=batch_size)
     return composed_loss_change(predictions, predictions, removed)
+
+
+@scores_of(gate_saliency_out)
+def gate_saliency_out_of(readings: GradientReadings) -> Extras:
+    """`gate_saliency_out` from what a shared pass gave."""
+    return composed_loss_change(readings.predictions, readings.predictions, readings.removed()), {}
 
 
 def gate_ig_out(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from attribution.batch import Batch, MethodSettings
-from attribution.contributions import contexts_in_graph, summed_per_head
-from attribution.gates import PICTURES_PER_PASS, composed_loss_change
+from attribution.contributions import PICTURES_PER_PASS, contexts_in_graph, summed_per_head
+from attribution.gates import composed_loss_change
 from attribution.layer_gradients import Scalars, each_output, loss_of
 from attribution.prefix import block_list
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval

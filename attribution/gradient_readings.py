@@ -2,7 +2,7 @@
 
 Takes a model in eval mode and a batch; gives :class:`GradientReadings` of a few pictures at a time: one forward pass,
 one backward pass per output, and a forward pass for every picture that lends its contexts. Methods that need nothing
-else can share them. Knows no method and no loss.
+else (those with `of_gradients`) share them. Knows no method and no loss.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
 from attribution.blocks import TakenApart, parts_of
-from attribution.contributions import contexts_in_graph, contexts_of_parts, summed_per_head
-from attribution.gates import PICTURES_PER_PASS
+from attribution.contributions import PICTURES_PER_PASS, contexts_in_graph, contexts_of_parts, summed_per_head
 from attribution.layer_gradients import each_output, gradients_of
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
-DONORS, COUNTERFACTUAL = "donor_pixel_values", "counterfactual_pixel_values"
+MEAN, DONORS, COUNTERFACTUAL = "mean_context", "donor_pixel_values", "counterfactual_pixel_values"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,8 @@ def read_gradients(
 ) -> Iterator[GradientReadings]:
     """Some pictures at a time, at most 8 or fewer by the settings; `replacements` name fields of the batch.
 
-    Raises `ValueError` for a model in train mode, a field that the batch does not have, and no donors.
+    Raises `ValueError` for a model in train mode, a field that the batch does not have, no donors, and a mean context
+    of another form than the model's.
     """
     require_eval(model)
     given = {name: batch.required(name) for name in replacements}
@@ -82,6 +82,12 @@ def _passed(model: ViTRegressor, parts: TakenApart | None, pixel_values: Tensor)
 
 def _replacements(model: ViTRegressor, parts: TakenApart | None, batch: Batch, name: str) -> list[list[Tensor]]:
     values = batch.required(name)
+    if name == MEAN:
+        layers = values.to(batch.pixel_values).flatten(2)  # [layer token head*head_dim]
+        num_layers, width = len(attention_modules(model)), layers.shape[-1]
+        if len(layers) != num_layers:
+            raise ValueError(f"{MEAN}: expected {num_layers} layers, got {len(layers)} (of width {width})")
+        return [[layer[None] for layer in layers]]
     pictures = values.unbind(1) if name == DONORS else [values]
     found = []
     for others in pictures:

@@ -5,7 +5,11 @@ raises the loss. Runs nothing (`attribution.methods` does).
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 from attribution.attention_scores import (
     attention_distance,
@@ -19,16 +23,22 @@ from attribution.attention_scores import (
 from attribution.batch import MethodSettings
 from attribution.controls import layer_index, parameter_norm, random_scores
 from attribution.deep_lift import layer_deep_lift, layer_deep_lift_out, layer_deep_lift_with_extras
+from attribution.direct_effect import direct_effect, direct_effect_ixg_out
+from attribution.eap_ig import eap_ig_activations, eap_ig_activations_out, eap_ig_inputs, eap_ig_inputs_out
+from attribution.frozen_rules import frozen_rules, frozen_rules_out
 from attribution.gates import (
     gate_ig,
     gate_ig_out,
     gate_ig_with_extras,
     gate_ixg,
     gate_ixg_out,
-    gate_ixg_out_with_extras,
+    gate_ixg_out_of,
     gate_saliency,
     gate_saliency_out,
+    gate_saliency_out_of,
 )
+from attribution.grad_drop import grad_drop, grad_drop_out
+from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN
 from attribution.gradient_shap import layer_gradient_shap, layer_gradient_shap_out
 from attribution.heads import cls_mass, cls_mass_of
 from attribution.layer_activation import layer_activation
@@ -41,13 +51,45 @@ from attribution.layers import (
     layer_ig_out,
 )
 from attribution.method import Method, by_name
+from attribution.patching import (
+    patch_counterfactual,
+    patch_counterfactual_of,
+    patch_counterfactual_out,
+    patch_counterfactual_out_of,
+    patch_donors,
+    patch_donors_of,
+    patch_donors_out,
+    patch_donors_out_of,
+    patch_mean,
+    patch_mean_of,
+    patch_mean_out,
+    patch_mean_out_of,
+)
 from attribution.rollout import attention_ixg, chefer, rollout_drop, rollout_drop_of
 
 NUM_DONORS = 4  # costs do not know the batch: this is what a run has
 IN_UNITS = "in units of the loss"
 
+_REPLACED_BY = {MEAN: "mean", DONORS: "resample", COUNTERFACTUAL: "counterfactual"}
+
 _unsigned = partial(Method, signed=False, direction="+")
 _path = partial(Method, is_path=True)
+
+
+def _patching(name: str, function: Callable[..., Tensor], of: Any, field: str, forwards: int, note: str) -> Method:
+    """Attribution patching: one backward pass per output serves all of them."""
+    return Method(
+        name,
+        function,
+        "patching",
+        "2403.00745",
+        forwards=forwards,
+        backwards=_per_target,
+        note=note,
+        needs=(field,),
+        of_gradients=of,
+        expands=_REPLACED_BY[field],
+    )
 
 
 def _steps(settings: MethodSettings, layers: int, targets: int) -> int:
@@ -66,13 +108,29 @@ def _per_target(settings: MethodSettings, layers: int, targets: int) -> int:
     return targets
 
 
+def _half_the_blocks(settings: MethodSettings, layers: int, targets: int) -> int:
+    """Gradients with each block dropped, in equivalents of full passes, rounded up: those below it are taken again."""
+    return math.ceil((layers + 1) / 2)
+
+
+def _half_the_blocks_per_target(settings: MethodSettings, layers: int, targets: int) -> int:
+    return targets * _half_the_blocks(settings, layers, targets)
+
+
 def _block_passes(settings: MethodSettings, layers: int) -> int:
     """In equivalents of full passes, rounded up: a pass for block l of L runs L - l blocks."""
     return math.ceil(settings.steps * (layers + 1) / 2)
 
 
 METHODS: dict[str, Method] = by_name(
-    _unsigned("gate_saliency", gate_saliency, "gates", "1905.10650", backwards=1),
+    _unsigned(
+        "gate_saliency",
+        gate_saliency,
+        "gates",
+        "1905.10650",
+        backwards=1,
+        expands="zero",
+    ),
     _unsigned(
         "gate_saliency_out",
         gate_saliency_out,
@@ -81,8 +139,18 @@ METHODS: dict[str, Method] = by_name(
         backwards=_per_target,
         default=False,
         note="the quadratic part of gate_ixg_out",
+        of_gradients=gate_saliency_out_of,
+        expands="zero",
     ),
-    Method("gate_ixg", gate_ixg, "gates", "1605.01713", backwards=1, note="blind to what is quadratic in the effect"),
+    Method(
+        "gate_ixg",
+        gate_ixg,
+        "gates",
+        "1605.01713",
+        backwards=1,
+        note="blind to what is quadratic in the effect",
+        expands="zero",
+    ),
     Method(
         "gate_ixg_out",
         gate_ixg_out,
@@ -90,7 +158,8 @@ METHODS: dict[str, Method] = by_name(
         "1605.01713",
         backwards=_per_target,
         note=IN_UNITS,
-        with_extras=gate_ixg_out_with_extras,
+        of_gradients=gate_ixg_out_of,
+        expands="zero",
     ),
     _path(
         "gate_ig",
@@ -101,6 +170,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_steps,
         note="all heads leave together",
         with_extras=gate_ig_with_extras,
+        expands="zero",
     ),
     _path(
         "gate_ig_out",
@@ -111,6 +181,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=_steps_per_target,
         default=False,
         note=IN_UNITS,
+        expands="zero",
     ),
     _path(
         "layer_conductance",
@@ -204,6 +275,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=NUM_DONORS,
         default=False,
         needs=("donor_pixel_values",),
+        expands="resample",
     ),
     _path(
         "layer_gradient_shap_out",
@@ -215,6 +287,122 @@ METHODS: dict[str, Method] = by_name(
         default=False,
         note=IN_UNITS,
         needs=("donor_pixel_values",),
+        expands="resample",
+    ),
+    # The reference pictures, whose contexts are stored once for a model, are not counted.
+    _patching("patch_mean", patch_mean, patch_mean_of, MEAN, 1, note="expands mean ablation"),
+    _patching("patch_mean_out", patch_mean_out, patch_mean_out_of, MEAN, 1, note=IN_UNITS),
+    _patching("patch_donors", patch_donors, patch_donors_of, DONORS, 1 + NUM_DONORS, note="expands resample ablation"),
+    _patching("patch_donors_out", patch_donors_out, patch_donors_out_of, DONORS, 1 + NUM_DONORS, note=IN_UNITS),
+    _patching(
+        *("patch_counterfactual", patch_counterfactual, patch_counterfactual_of, COUNTERFACTUAL, 2),
+        note="expands counterfactual ablation",
+    ),
+    _patching(
+        *("patch_counterfactual_out", patch_counterfactual_out, patch_counterfactual_out_of, COUNTERFACTUAL, 2),
+        note=IN_UNITS,
+    ),
+    _unsigned(
+        "grad_drop",
+        grad_drop,
+        "patching",
+        "2403.00745",
+        backwards=_half_the_blocks,
+        note="no effects of opposite sign cancel",
+        expands="zero",
+    ),
+    _unsigned(
+        "grad_drop_out",
+        grad_drop_out,
+        "patching",
+        "2403.00745",
+        backwards=_half_the_blocks_per_target,
+        default=False,
+        note=IN_UNITS,
+        expands="zero",
+    ),
+    _path(
+        "eap_ig_inputs",
+        eap_ig_inputs,
+        "patching",
+        "2403.17806",
+        forwards=lambda settings, layers, targets: settings.steps + 2,
+        backwards=_steps,
+        default=False,
+        needs=(COUNTERFACTUAL,),
+        note="expands counterfactual ablation",
+        expands="counterfactual",
+    ),
+    _path(
+        "eap_ig_inputs_out",
+        eap_ig_inputs_out,
+        "patching",
+        "2403.17806",
+        forwards=lambda settings, layers, targets: settings.steps + 2,
+        backwards=_steps_per_target,
+        default=False,
+        needs=(COUNTERFACTUAL,),
+        note=IN_UNITS,
+        expands="counterfactual",
+    ),
+    _path(
+        "eap_ig_activations",
+        eap_ig_activations,
+        "patching",
+        "2403.17806",
+        forwards=lambda settings, layers, targets: 3 + _block_passes(settings, layers),
+        backwards=lambda settings, layers, targets: _block_passes(settings, layers),
+        default=False,
+        needs=(COUNTERFACTUAL,),
+        note="block by block, hence expensive",
+        expands="counterfactual",
+    ),
+    _path(
+        "eap_ig_activations_out",
+        eap_ig_activations_out,
+        "patching",
+        "2403.17806",
+        forwards=lambda settings, layers, targets: 3 + _block_passes(settings, layers),
+        backwards=lambda settings, layers, targets: targets * _block_passes(settings, layers),
+        default=False,
+        needs=(COUNTERFACTUAL,),
+        note=IN_UNITS,
+        expands="counterfactual",
+    ),
+    Method(
+        "frozen_rules",
+        frozen_rules,
+        "relevance",
+        "2202.07304",
+        backwards=1,
+        note="attention and norms held constant",
+        expands="zero",
+    ),
+    Method(
+        "frozen_rules_out",
+        frozen_rules_out,
+        "relevance",
+        "2202.07304",
+        backwards=_per_target,
+        default=False,
+        note=IN_UNITS,
+        expands="zero",
+    ),
+    Method(
+        "direct_effect",
+        direct_effect,
+        "direct",
+        "2310.05916",
+        note="exact; past all later blocks",
+        expands="zero",
+    ),
+    Method(
+        "direct_effect_ixg_out",
+        direct_effect_ixg_out,
+        "direct",
+        "2310.05916",
+        note="the same to first order",
+        expands="zero",
     ),
     _unsigned("layer_activation", layer_activation, "layers", "2009.07896", default=False),
     _unsigned("cls_mass", cls_mass, "attention", "2104.14294", of_attention=cls_mass_of),
@@ -241,6 +429,7 @@ METHODS: dict[str, Method] = by_name(
         backwards=1,
         default=False,
         note="coincides with gate_ixg",
+        expands="zero",
     ),
     _unsigned("random", random_scores, "control", forwards=0),
     _unsigned("layer_index", layer_index, "control", forwards=0),

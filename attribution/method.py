@@ -12,6 +12,7 @@ from torch import Tensor
 from attribution.batch import MethodSettings
 from attribution.vit import HeadLayout
 
+Extras = tuple[Tensor, dict[str, Tensor]]  # scores, and by name what else comes with them [image ...]
 Cost = int | Callable[[MethodSettings, int, int], int]  # passes per picture, or a function (settings, layers, targets)
 
 
@@ -25,8 +26,12 @@ class Method:
     `is_path`: many passes per picture, so that runs take fewer pictures for it; `needs` names the optional fields of
     the batch it cannot do without. `of_attention`: the method as a function (attention weights `[image head query key]`
     of every layer, layout) -> scores or maps, for one that needs nothing else; such methods share one forward pass.
-    `with_extras`: the same scores, and more that comes with them, by name `[image ...]`; it says itself, by
-    `extras_of`, whose scores they are, and `ValueError` is raised where these are not those of `function`.
+    `of_gradients`: the method as a function of `attribution.gradient_readings.GradientReadings` -> (scores, extras by
+    name), for one that needs nothing but contexts, the outputs' gradients at them, and the contexts that the fields
+    named by `needs` lend. Such methods share one forward pass, and one backward pass per output. `expands`: the kind of
+    ablation whose effect the method approximates (zero, mean, resample, counterfactual), if it has one in mind.
+    `with_extras`: the same scores, and more that comes with them, by name `[image ...]`. This and `of_gradients` say
+    themselves, by `scores_of`, whose scores they give; `ValueError` where these are not those of `function`.
     """
 
     name: str
@@ -43,11 +48,15 @@ class Method:
     is_path: bool = False
     needs: tuple[str, ...] = ()
     of_attention: Callable[[list[Tensor], HeadLayout], Tensor] | None = None
-    with_extras: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
+    with_extras: Callable[..., Extras] | None = None
+    of_gradients: Callable[[Any], Extras] | None = None
+    expands: str = ""
 
     def __post_init__(self) -> None:
-        if self.with_extras is not None and getattr(self.with_extras, "scores_of", None) is not self.function:
-            raise ValueError(f"method {self.name}: with_extras gives the scores of another function; leave it out")
+        for field in ("with_extras", "of_gradients"):
+            other = getattr(self, field)
+            if other is not None and getattr(other, "scores_of", None) is not self.function:
+                raise ValueError(f"method {self.name}: {field} gives the scores of another function; leave it out")
 
 
 def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targets: int) -> tuple[int, int]:
@@ -59,12 +68,13 @@ def cost(method: Method, settings: MethodSettings, *, num_layers: int, num_targe
     return forwards, backwards
 
 
-def extras_of(function: Callable[..., Tensor]) -> Callable[[Any], Any]:
-    """Marks a function that gives the scores of another, and more that comes with them (`Method.with_extras`)."""
+def scores_of(function: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    """Marks a function that gives the scores of another by another way, or more with them (`Method.with_extras`,
+    `Method.of_gradients`)."""
 
-    def mark(with_extras: Any) -> Any:
-        with_extras.scores_of = function
-        return with_extras
+    def mark(other: Any) -> Any:
+        other.scores_of = function
+        return other
 
     return mark
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
+from attribution.gradient_readings import read_gradients
 from attribution.head_methods import METHODS
 from attribution.heads import layout_with_cls, map_arrays, read_attention
 from attribution.method import Method, cost
@@ -25,7 +26,8 @@ from attribution.state import restored_state
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
 __all__ = ["METHODS", "PIXEL_METHODS", "AttentionReadings", "Method", "MethodSettings", "cost",
-           "read_attention_methods", "run_method", "run_pixel_method", "run_with_extras"]  # fmt: skip
+           "read_attention_methods", "read_gradient_methods", "run_method", "run_pixel_method",
+           "run_with_extras"]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,31 @@ def read_attention_methods(
     )
 
 
+def read_gradient_methods(
+    model: ViTRegressor, batch: Batch, settings: MethodSettings, heads: Sequence[str]
+) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+    """Run several methods that need nothing but contexts and gradients at them (those with `of_gradients`) on shared
+    passes; by name the scores, and what else the method gives, as `run_with_extras` does.
+
+    Raises `ValueError` as `run_method` does.
+    """
+    wanted = {name: _named(name, METHODS) for name in heads}
+    functions = {name: method.of_gradients for name, method in wanted.items() if method.of_gradients is not None}
+    if len(functions) < len(wanted):
+        others = ", ".join(sorted(name for name in wanted if name not in functions))
+        raise ValueError(f"methods: expected some that need gradients at contexts alone, got {others}")
+    for method in wanted.values():
+        _require_fields(method, batch)
+    require_eval(model)
+    lent = tuple(sorted({field for method in wanted.values() for field in method.needs}))
+    found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {name: [] for name in wanted}
+    with restored_state(model):
+        for readings in read_gradients(model, batch, settings, lent):
+            for name, function in functions.items():
+                found[name].append(function(readings))
+    return {name: _joined(method, found[name], model, batch) for name, method in wanted.items()}
+
+
 def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
     """Scores of a head method, float32 `[image layer head]` on the CPU; the model is left as found.
 
@@ -84,6 +111,8 @@ def run_method(name: str, model: ViTRegressor, batch: Batch, settings: MethodSet
     method = _named(name, METHODS)
     if method.of_attention is not None:
         return read_attention_methods(model, batch, settings, heads=[name]).scores[name]
+    if method.of_gradients is not None:
+        return read_gradient_methods(model, batch, settings, [name])[name][0]
     _require_fields(method, batch)
     require_eval(model)
     with restored_state(model):
@@ -99,17 +128,15 @@ def run_with_extras(
     Raises `ValueError` as `run_method` does, and for extras that are not of every picture, or not finite.
     """
     method = _named(name, METHODS)
+    if method.of_gradients is not None:
+        return read_gradient_methods(model, batch, settings, [name])[name]
     if method.with_extras is None:
         return run_method(name, model, batch, settings), {}
     _require_fields(method, batch)
     require_eval(model)
     with restored_state(model):
         found, extras = method.with_extras(model, batch, settings)
-    extras = {key: values.detach().cpu() for key, values in extras.items()}
-    for key, values in extras.items():
-        if len(values) != len(batch) or not bool(torch.isfinite(values).all()):
-            raise ValueError(f"method {name}: expected finite numbers of {len(batch)} pictures, got {key} otherwise")
-    return _scores(method, found, model, batch), extras
+    return _joined(method, [(found, extras)], model, batch)
 
 
 def run_pixel_method(
@@ -127,6 +154,20 @@ def run_pixel_method(
     with restored_state(model):
         found = method.function(model, batch, settings, target)
     return _maps(method, found, batch)
+
+
+def _joined(
+    method: Method, parts: Sequence[tuple[Tensor, dict[str, Tensor]]], model: ViTRegressor, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores and extras of all parts of a batch, on the CPU."""
+    scores = parts[0][0] if len(parts) == 1 else torch.cat([found for found, _ in parts])
+    extras = {key: torch.cat([other[key] for _, other in parts]).detach().cpu() for key in parts[0][1]}
+    for key, values in extras.items():
+        if len(values) != len(batch) or not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"method {method.name}: expected finite numbers of {len(batch)} pictures, got {key} otherwise"
+            )
+    return _scores(method, scores, model, batch), extras
 
 
 def _named(name: str, methods: Mapping[str, Method]) -> Method:

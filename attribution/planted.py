@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from attribution.batch import Batch
+from attribution.contexts import contexts
 from attribution.vit import RegressorConfig, ViTRegressor, attention_modules, num_heads_of, output_projections
 
 WIRED_HEAD = (1, 1)
@@ -118,7 +119,8 @@ def wired_regressor(
         labels = 2 * model(pixel_values)
     without = torch.zeros_like(pixel_values)
     donors = torch.stack([pixel_values.roll(shift * num_images // 5, 0) for shift in (1, 2, 3, 4)], dim=1)
-    batch = Batch(pixel_values, labels, torch.arange(num_images), pixel_values.mean(0), donors, without)
+    mean = contexts(model, pixel_values).mean(0)
+    batch = Batch(pixel_values, labels, torch.arange(num_images), pixel_values.mean(0), donors, without, mean)
     return model, batch, WIRED_HEAD
 
 

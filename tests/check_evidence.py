@@ -1,16 +1,20 @@
 """What the tests of checks share: a tiny model, its pictures, and the evidence of a run, made without running one."""
 
+from dataclasses import replace
+
 import numpy as np
 from tiny_models import tiny_model
 
 from analysis.checks.evidence import Evidence
 from analysis.intervals import bootstrap_indices
-from analysis.models import OpenedModel, make_batch, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.models import OpenedModel, make_batch, preprocessed
 from analysis.passes import chosen_methods, method_settings
 from analysis.pictures import Pictures, PictureSource
 from analysis.score_files import KINDS
 from analysis.scorecard import Truth, oriented
 from attribution.ablation import zero_ablation
+from attribution.contexts import contexts
 from attribution.heads import attention_maps
 from attribution.methods import run_method
 from attribution.vit import head_layout
@@ -46,7 +50,9 @@ def source_of(model, count=COUNT, *, labelled=True):
 
 def batch_of(opened, source, settings, rows):
     needs = ("donor_pixel_values", "counterfactual_pixel_values")
-    return with_companions(opened, make_batch(opened, source.draw(rows)), source, settings.seed, needs)
+    batch = with_companions(opened, make_batch(opened, source.draw(rows)), source, settings.seed, needs)
+    references = preprocessed(opened, source.reference(range(source.num_references)))
+    return replace(batch, mean_context=contexts(opened.model, references).mean(0))
 
 
 def computed(opened, source, settings, passes):

@@ -14,6 +14,7 @@ from analysis.settings import CompareSettings
 from attribution.ablation import zero_ablation
 from attribution.heads import attention_maps
 from attribution.knockout import attention_knockout
+from attribution.knockout_predicted import predicted_knockout
 from data_synth import REGIONS, TEXT_REGIONS
 
 SETTINGS = CompareSettings(methods=("cls_mass",), batch_size=3, curve_pictures=5, bootstrap_replicates=50)
@@ -66,6 +67,7 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
     ]
     assert list(zip(table["layer"], table["head"], table["region"], strict=True)) == keys
     effects, looks, on_map, removed = {}, {}, {}, {}
+    predicted, by_gradient = {}, {}
     for row in range(5):
         batch = batch_of(opened, source, SETTINGS, [row])
         found = attention_knockout(opened.model, batch, masks(source, row))
@@ -74,6 +76,9 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
         special = attention_maps(opened.model, batch.pixel_values).special_mass["cls"]
         for place, (region, mask) in enumerate(masks(source, row).items()):
             effects[row, region] = 100 * found.delta_loss[0, place].numpy()
+            ahead = predicted_knockout(opened.model, batch, masks(source, row))
+            predicted[row, region] = 100 * ahead.renormalised[0, place].numpy()
+            by_gradient[row, region] = 100 * ahead.gradient[0, place].numpy()
             # A share of all attention: maps are renormalised over patches.
             share = (cls[0] * mask[0]).sum(dim=(-2, -1)) * (1 - special[0])
             looks[row, region] = share.numpy()
@@ -91,6 +96,9 @@ def test_the_table_is_a_mean_over_single_pictures(opened, source, evidence):
         assert line.mass == pytest.approx(mass, abs=1e-6)
         map_mass = np.mean([on_map[row, line.region][line.layer, line.head] for row in with_it])
         assert line.mass_of_map == pytest.approx(map_mass, abs=1e-6) and line.mass < line.mass_of_map
+        for given, expected in (("predicted", predicted), ("predicted_by_gradient", by_gradient)):
+            mean = np.mean([expected[row, line.region][line.layer, line.head] for row in with_it])
+            assert getattr(line, f"{given}_var_pct") == pytest.approx(mean, abs=1e-9)
         assert line.ablation_zero_var_pct == pytest.approx(ablation, abs=1e-9)
         assert line.share_of_ablation == pytest.approx(effect.mean() / ablation, rel=1e-9)
         alone = np.full((5, 1), np.nan)
@@ -142,7 +150,7 @@ def test_trimmed_means_leave_out_the_ends(evidence):
     rng = np.random.default_rng(1)
     effects, removed = rng.standard_t(2, (12, 3, 3, 2)), rng.normal(size=(12, 3, 2))
     truth = replace(evidence.truth, delta_loss=removed)
-    found = {"delta_loss": effects, "mass": np.abs(effects)}
+    found = {"delta_loss": effects, "mass": np.abs(effects), "predicted": effects, "predicted_by_gradient": effects}
     twice = {
         "maps": {"cls": np.concatenate([evidence.maps["cls"]] * 2)},
         "patch_labels": np.concatenate([evidence.patch_labels] * 2),

@@ -6,7 +6,8 @@ import torch
 from tiny_models import tiny_batch, tiny_model
 
 from analysis.companions import NUM_DONORS, counterfactual_images, donor_images, donor_rows
-from analysis.models import make_batch, open_model, preprocessed, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.models import make_batch, open_model, preprocessed
 from analysis.pictures import PictureSource, open_source
 from data_synth import ChirpDataset, SynthConfig
 from data_synth.twins import twin, without

@@ -144,12 +144,12 @@ def test_weights_that_want_gradients_get_none(way):
 
 def test_gradients_go_no_further_back_than_the_first_contexts():
     model = tiny_model().requires_grad_(True)
-    reached = []
+    batch, reached = tiny_batch(model), []
     for layer, block in enumerate(model.backbone.encoder.layer):
         block.attention.v_proj.register_forward_hook(
             lambda _, __, output, layer=layer: output.register_hook(lambda gradient: reached.append(layer)) and None
         )
-    outputs, contexts = contexts_in_graph(model, tiny_batch(model).pixel_values)
+    outputs, contexts = contexts_in_graph(model, batch.pixel_values)
     assert [context.is_leaf for context in contexts] == [True, False, False]
     torch.autograd.grad(outputs.sum(), contexts)
     assert reached == [2, 1]

@@ -13,7 +13,9 @@ from analysis import definitions
 from analysis.checks.trials import check_passes
 from analysis.definitions import lines_of, module_of_file
 from analysis.explain import all_passes
-from analysis.models import OpenedModel, make_batch, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.mean_contexts import reference_context
+from analysis.models import OpenedModel, make_batch
 from analysis.out_of_memory import BatchSize
 from analysis.own_code import code_sha256, definitions_behind
 from analysis.passes import chosen_methods
@@ -21,7 +23,6 @@ from analysis.pictures import open_source
 from analysis.piecework import Work, runs
 from analysis.settings import CompareSettings
 from analysis.sharding import Processes
-from analysis.truth_passes import reference_context
 from attribution.ablation import zero_ablation
 from attribution.backbone import tiny_backbone
 from attribution.methods import METHODS, PIXEL_METHODS
@@ -177,7 +178,7 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.truth_passes.cache_folder", lambda: tmp_path_factory.mktemp("cache"))
+        patch.setattr("analysis.mean_contexts.cache_folder", lambda: tmp_path_factory.mktemp("cache"))
         yield
 
 
@@ -215,9 +216,9 @@ def test_every_pass_depends_on_all_the_code_that_it_runs(work, own_cache):
     for one in passes:
         named = {name for depends_on in one.depends_on.values() for name in depends_on.get("methods", {})}
         methods = [table[name] for table in (METHODS, PIXEL_METHODS) for name in named if name in table]
-        functions = [(each.function, each.of_attention, each.with_extras) for each in methods]
+        functions = [(each.function, each.of_attention, each.with_extras, each.of_gradients) for each in methods]
         covered = {}
-        for definition in definitions_behind(*runs(one, source), *functions):
+        for definition in definitions_behind(*runs(one, source, one.needs), *functions):
             covered.setdefault(definition.module, []).extend(lines_of(definition))
 
         def compute(one=one):

@@ -15,9 +15,12 @@ from analysis.passes import (
     PIXEL,
     attention_pass,
     chosen_methods,
+    gradient_passes,
     method_passes,
     method_settings,
+    of_these_pictures,
 )
+from analysis.pictures import PictureSource
 from analysis.settings import CompareSettings
 from analysis.truth_passes import TRUTH, zero_pass
 from attribution.ablation import zero_ablation
@@ -112,7 +115,8 @@ def test_without_methods_of_attention_the_maps_are_read_all_the_same(opened, bat
 
 
 def every_pass(opened, settings):
-    return [attention_pass(opened, settings), zero_pass(opened), *method_passes(opened, settings, 8)]
+    shared = [attention_pass(opened, settings), *gradient_passes(opened, settings)]
+    return [*shared, zero_pass(opened), *method_passes(opened, settings, 8)]
 
 
 def depends_on(opened, **changes):
@@ -192,8 +196,37 @@ def one_of(opened, name):
     return next(one for one in method_passes(opened, SETTINGS, 8) if one.name == name)
 
 
+def test_one_pass_with_gradients_gives_what_each_method_gives(opened, batch):
+    [one] = gradient_passes(opened, SETTINGS)
+    names = [name for name, method in METHODS.items() if method.of_gradients is not None]
+    assert list(one.depends_on) == names and len(names) == 8
+    found, forwards = counted(opened.model, lambda: one.compute(batch, names, 4))
+    # Two of one picture show that the model is made of parts; then the pictures, four donors each, the counterfactuals.
+    assert forwards == [1, 1, *6 * [4], *6 * [2]]
+    for name in names:
+        np.testing.assert_array_equal(found[name]["scores"], run_method(name, opened.model, batch, DIALS).numpy())
+        own = METHODS[name].function(opened.model, batch, DIALS).numpy()
+        np.testing.assert_allclose(found[name]["scores"], own, rtol=0, atol=1e-6 * np.abs(own).max())
+        assert one.needed(name) == METHODS[name].needs
+    assert set(one.needs) == {"mean_context", "donor_pixel_values", "counterfactual_pixel_values"}
+    some = one.compute(replace(batch, donor_pixel_values=None), ["gate_ixg_out", "patch_mean"], 6)
+    assert set(some) == {"gate_ixg_out", "patch_mean"}
+    assert gradient_passes(opened, CompareSettings(methods=("gate_ixg",))) == []
+
+
+def test_what_lends_contexts_is_paid_once(opened):
+    def forwards(*names):
+        return gradient_passes(opened, CompareSettings(methods=names))[0].forwards
+
+    backward = 3 * BACKWARD_COST
+    assert forwards("gate_ixg_out") == forwards("gate_ixg_out", "gate_saliency_out") == pytest.approx(1 + backward)
+    assert forwards("patch_mean", "patch_mean_out") == pytest.approx(1 + backward)
+    assert forwards("patch_donors", "patch_donors_out", "gate_ixg_out") == pytest.approx(5 + backward)
+    assert forwards("patch_donors", "patch_counterfactual") == pytest.approx(6 + backward)
+
+
 def test_contributions_stand_beside_the_scores_that_follow_from_them(opened, batch):
-    found = one_of(opened, "gate_ixg_out").compute(batch, [], 4)["gate_ixg_out"]
+    found = gradient_passes(opened, SETTINGS)[0].compute(batch, ["gate_ixg_out"], 4)["gate_ixg_out"]
     np.testing.assert_array_equal(found["scores"], run_method("gate_ixg_out", opened.model, batch, DIALS).numpy())
     predictions, contributions = output_contributions(opened.model, batch, batch_size=4)
     expected = contributions.permute(0, 2, 3, 1).numpy()
@@ -261,7 +294,6 @@ def test_costs_are_those_of_the_methods(opened):
         assert one.forwards == pytest.approx(forwards + BACKWARD_COST * backwards), one.name
         assert one.rows is None
     assert one_of(opened, "gate_ig").forwards == pytest.approx(3 + 3 * BACKWARD_COST)
-    assert one_of(opened, "gate_ixg_out").forwards == pytest.approx(1 + 3 * BACKWARD_COST)
 
 
 def test_expensive_methods_take_the_first_pictures_alone(opened):
@@ -285,3 +317,26 @@ def test_methods_are_chosen_by_name_and_dials_come_from_the_settings():
     dials = method_settings(replace(SETTINGS, seed=4, batch_size=9))
     assert dials == MethodSettings(steps=3, seed=4, internal_batch_size=9, pixel_steps=2)
     assert TRUTH == "ablation_zero"
+
+
+def test_methods_that_pictures_lack_something_for_are_left_out_unless_named():
+    source = PictureSource(
+        3, lambda rows: None, {}, reference=lambda rows: None, num_references=3, references_are_own=True
+    )
+    whole = replace(source, num_references=5, references_are_own=False, counterfactual=lambda rows: None)
+    assert of_these_pictures(SETTINGS, whole) is SETTINGS
+    found = of_these_pictures(SETTINGS, source)
+    left = set(chosen_methods(SETTINGS.methods)) - set(chosen_methods(found.methods))
+    assert left == {
+        *("patch_donors", "patch_donors_out", "layer_gradient_shap", "layer_gradient_shap_out"),
+        *("patch_counterfactual", "patch_counterfactual_out", "eap_ig_inputs", "eap_ig_inputs_out"),
+        *("eap_ig_activations", "eap_ig_activations_out"),
+    }
+    alone = replace(source, reference=None, num_references=0)
+    assert "patch_mean" not in chosen_methods(of_these_pictures(SETTINGS, alone).methods)
+    for name, words in (
+        ("patch_counterfactual", "methods: patch_counterfactual: pictures of a folder have no twin"),
+        ("patch_donors", "methods: patch_donors: expected at least 4 other pictures to draw donors from, got 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            of_these_pictures(replace(SETTINGS, methods=("default", name)), source)

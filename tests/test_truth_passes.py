@@ -5,12 +5,14 @@ import pytest
 import torch
 from tiny_models import CONFIG, tiny_model
 
-from analysis import truth_passes
+from analysis import mean_contexts
 from analysis.companions import donor_images
-from analysis.models import OpenedModel, make_batch, preprocessed, with_companions
+from analysis.lent_contexts import with_companions
+from analysis.mean_contexts import reference_context
+from analysis.models import OpenedModel, make_batch, preprocessed
 from analysis.pictures import Pictures, PictureSource
 from analysis.settings import CompareSettings
-from analysis.truth_passes import chosen_truths, reference_context, sweep_forwards, truth_pass
+from analysis.truth_passes import chosen_truths, sweep_forwards, truth_pass
 from attribution.ablation import counterfactual_ablation, mean_ablation, resample_ablation, zero_ablation
 from attribution.batch import MethodSettings
 from attribution.contexts import contexts
@@ -50,7 +52,7 @@ def opened():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(truth_passes, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(mean_contexts, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -91,10 +93,10 @@ def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-13)
     [file] = own_cache.iterdir()
     whole = file.read_bytes()
-    monkeypatch.setattr(truth_passes, "write_checked", lambda *_: pytest.fail("computed twice"))
+    monkeypatch.setattr(mean_contexts, "write_checked", lambda *_: pytest.fail("computed twice"))
     assert torch.equal(reference_context(opened, source), first)
     monkeypatch.undo()
-    monkeypatch.setattr(truth_passes, "cache_folder", lambda: own_cache)
+    monkeypatch.setattr(mean_contexts, "cache_folder", lambda: own_cache)
     flipped = bytearray(whole)
     flipped[-3] ^= 1  # one bit of a number
     for broken in (b"not whole", bytes(flipped), whole[:-8]):

@@ -12,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 
 from attribution.backbone import tiny_backbone
 from attribution.batch import Batch
+from attribution.contexts import contexts
 from attribution.vit import RegressorConfig, ViTRegressor, attention_modules, head_layout
 
 KINDS = ("vit", "dinov2", "dinov2_lora", "registers")
@@ -49,7 +50,8 @@ def tiny_model(kind: str = "dinov2", dtype: torch.dtype = torch.float64, seed: i
 def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch:
     """Random pictures, labels, baseline picture, donors and counterfactuals in the model's dtype."""
     generator = torch.Generator().manual_seed(seed)
-    size = model.config.image_size
+    size, layout = model.config.image_size, head_layout(model)
+    tokens = layout.num_special_tokens + layout.num_rows * layout.num_cols
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(model.dtype)
@@ -62,6 +64,7 @@ def tiny_batch(model: ViTRegressor, num_images: int = 4, seed: int = 0) -> Batch
         draw(3, size, size),
         draw(num_images, 4, 3, size, size),
         draw(num_images, 3, size, size),
+        draw(*(layout.num_layers, tokens, layout.num_heads, layout.head_dim)),
     )
 
 
@@ -103,7 +106,8 @@ def planted_batch(model: ViTRegressor, num_images: int = 6) -> Batch:
         labels = 2 * model(pixel_values)
     zeros = torch.zeros_like(pixel_values)
     donors = torch.stack([pixel_values.roll(shift, 0) for shift in (1, 2)], dim=1)
-    return Batch(pixel_values, labels, torch.arange(num_images), zeros[0], donors, zeros)
+    mean = contexts(model, pixel_values).mean(0)
+    return Batch(pixel_values, labels, torch.arange(num_images), zeros[0], donors, zeros, mean)
 
 
 def num_patches(model: ViTRegressor) -> int:

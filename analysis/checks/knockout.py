@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis.checks.evidence import Evidence, Orders
 from analysis.intervals import interval_over_images, weighted_mean
 from analysis.models import OpenedModel
-from analysis.passes import Pass, first_rows
+from analysis.passes import BACKWARD_COST, Pass, first_rows
 from analysis.pictures import PictureSource, region_indices
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
@@ -25,6 +25,7 @@ from analysis.survey import in_pieces
 from analysis.truth_passes import sweep_forwards
 from attribution.batch import Batch
 from attribution.knockout import attention_knockout
+from attribution.knockout_predicted import predicted_knockout
 from attribution.method import Method
 
 NAME = "check_knockout"
@@ -32,7 +33,8 @@ REGIONS = ("chirp", "text", "colorbar")
 SMALLEST_ABLATION = 0.05  # % of the label variance, below which a share of it says nothing
 COLUMNS = (
     *("layer", "head", "region", "effect_var_pct", "ci_low", "ci_high", "effect_var_pct_trimmed"),
-    *("mass", "mass_of_map", "ablation_zero_var_pct", "share_of_ablation", "n"),
+    *("mass", "mass_of_map", "ablation_zero_var_pct", "share_of_ablation"),
+    *("predicted_var_pct", "predicted_by_gradient_var_pct", "n"),
 )
 
 
@@ -43,8 +45,9 @@ def passes(
     methods: Mapping[str, Method],
     orders: Orders,
 ) -> list[Pass]:
-    """One pass, ``delta_loss`` and ``mass`` float64 [image region layer head], regions in the order of ``REGIONS``;
-    none for a source without patch labels. Per picture and region it costs as much as a sweep over all heads."""
+    """One pass, ``delta_loss``, what predicts it (``predicted``, ``predicted_by_gradient``) and ``mass`` float64
+    [image region layer head], regions in the order of ``REGIONS``; none for a source without patch labels. Per picture
+    and region it costs as much as a sweep over all heads."""
     if not _is_labelled(source):
         return []
 
@@ -53,19 +56,23 @@ def passes(
         assert labels is not None
         masks = {name: torch.from_numpy(mask) for name, mask in masks_of(labels).items()}
         found = attention_knockout(opened.model, batch, masks, batch_size=batch_size)
-        return {NAME: {"delta_loss": found.delta_loss.numpy(), "mass": found.mass.numpy()}}
+        predicted = predicted_knockout(opened.model, batch, masks, batch_size=batch_size)
+        arrays = {"delta_loss": found.delta_loss, "mass": found.mass}
+        arrays |= {"predicted": predicted.renormalised, "predicted_by_gradient": predicted.gradient}
+        return {NAME: {name: values.numpy() for name, values in arrays.items()}}
 
-    forwards = 1 + len(REGIONS) * sweep_forwards(opened)
+    forwards = 3 + len(REGIONS) * sweep_forwards(opened) + BACKWARD_COST * len(opened.model.config.target_names)
     rows = first_rows(settings.curve_pictures, source.count)
     depends_on = {
         "regions": REGIONS,
-        "masks": _sha256_of_masks(source, range(source.count) if rows is None else rows),
+        "masks": sha256_of_labels(source, range(source.count) if rows is None else rows),
     }
     return [Pass(NAME, {NAME: depends_on}, compute, forwards, rows=rows)]
 
 
-def _sha256_of_masks(source: PictureSource, rows: Sequence[int]) -> str:
-    """Patch labels are no part of a picture's digest, and a folder's can change without its pictures."""
+def sha256_of_labels(source: PictureSource, rows: Sequence[int]) -> str:
+    """Digest of the patch labels of some pictures: they are no part of a picture's own digest, and those of a folder
+    can change without its pictures."""
     digest = hashlib.sha256()
     for piece in in_pieces(rows):
         labels = source.draw(piece).patch_labels
@@ -80,7 +87,9 @@ def table(evidence: Evidence) -> pd.DataFrame:
     ``effect_var_pct`` [% of the label variance]: hidden minus intact, positive = the head helps by looking there, with
     its 95 % interval; ``mass``: share of the CLS query's whole attention on the region, special tokens included;
     ``mass_of_map``: that of its map, the attention on patches alone; ``ablation_zero_var_pct``: removing the whole
-    head, same pictures; ``share_of_ablation``: the one effect divided by the other, NaN where that is below 0.05 %.
+    head, same pictures; ``share_of_ablation``: the one effect divided by the other, NaN where that is below 0.05 %;
+    ``predicted_var_pct``: the effect as gradients predict it with the attention that is left formed exactly,
+    ``predicted_by_gradient_var_pct``: from the gradient at the attention alone (:mod:`attribution.knockout_predicted`).
     """
     if not _is_labelled(evidence.source):
         return pd.DataFrame(columns=list(COLUMNS))
@@ -107,6 +116,8 @@ def table(evidence: Evidence) -> pd.DataFrame:
         "mass_of_map": _mean(_of_maps(evidence, mass)).ravel(),
         "ablation_zero_var_pct": ablation.ravel(),
         "share_of_ablation": share.ravel(),
+        "predicted_var_pct": _mean(100 * found["predicted"]).ravel(),
+        "predicted_by_gradient_var_pct": _mean(100 * found["predicted_by_gradient"]).ravel(),
         "n": np.isfinite(effect).sum(axis=0).ravel(),
     }
     rows = pd.DataFrame(columns)[list(COLUMNS)][present[region]]

@@ -4,7 +4,8 @@ Takes the methods on trial and the order of heads by the truth; gives one pass f
 each method is from what it should find. Copies of the model with one edit (`attribution.planted`): the head that
 matters most silenced, the same head as two halves, all heads in reversed order; and a tiny model wired by hand so that
 one head carries the answer. Two pictures, and four steps for path methods: what must hold holds for every picture and
-any number of steps. A method that cannot run somewhere has NaN there, and does not pass.
+any number of steps, and for any mean context, here that of the pictures' donors. A method that cannot run somewhere has
+NaN there, and does not pass.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from analysis.score_files import Arrays
 from analysis.scorecard import oriented
 from analysis.settings import CompareSettings
 from analysis.truth_passes import TRUTH
-from attribution.ablation import zero_ablation
+from attribution.ablation import mean_context, zero_ablation
 from attribution.batch import Batch, MethodSettings
 from attribution.method import Method
 from attribution.planted import permute_heads, silence_head, split_head, wired_regressor
@@ -78,7 +79,7 @@ def passes(
             if model is None:
                 shape = (len(batch), *_shape(opened.model))
                 return {key: {name: np.full(shape, np.nan) for name in (*chosen, TRUTH)}}
-            return {key: _scores(model, batch, own, chosen)}
+            return {key: _scores(model, with_mean_of_donors(model, batch), own, chosen)}
 
         heads = planted_heads(orders)
         return Pass(
@@ -163,6 +164,14 @@ def _built(build: Build) -> ViTRegressor | None:
         return build()
     except ValueError:  # attention that cannot be edited
         return None
+
+
+def with_mean_of_donors(model: ViTRegressor, batch: Batch) -> Batch:
+    """The batch with the mean context of its donors in this model, where a method needs a mean context."""
+    if batch.mean_context is None:
+        return batch
+    pictures = batch.pixel_values if batch.donor_pixel_values is None else batch.donor_pixel_values.flatten(0, 1)
+    return replace(batch, mean_context=mean_context(model, pictures.split(PICTURES)))
 
 
 def _scores(model: ViTRegressor, batch: Batch, dials: MethodSettings, chosen: Mapping[str, Method]) -> Arrays:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from analysis.agreement import resampled
 from analysis.checks.evidence import Evidence, Orders
 from analysis.checks.rerun import by_cost, forwards_of, needs_of, on_trial, scores_or_nan, spearman_interval
+from analysis.lent_contexts import of_changed_model
 from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows, method_settings, told_apart
 from analysis.pictures import PictureSource
@@ -72,6 +73,7 @@ def passes(
     def of(copy: Copy, key: str, chosen: dict[str, Method], num_pictures: int) -> Pass:
         def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
             model, dials = model_of(copy), method_settings(settings, batch_size)
+            batch = of_changed_model(opened, model, source, batch)
             return {key: {name: scores_or_nan(name, model, batch, dials) for name in chosen}}
 
         depends_on = {

@@ -19,11 +19,13 @@ from analysis.checks import (
     concepts,
     curves,
     distraction,
+    edges,
     infidelity,
     joint_removal,
     knockout,
     necessity,
     patching,
+    paths,
     pixel_targets,
     planted,
     randomised,
@@ -62,6 +64,8 @@ CHECKS: dict[str, ModuleType] = {
     "necessity": necessity,
     "redundancy": redundancy,
     "joint_removal": joint_removal,
+    "paths": paths,
+    "edges": edges,
     "claims": claims,
 }
 
