@@ -137,6 +137,7 @@ def test_head_methods_keep_their_promises(function):
 def test_passes_and_their_size(function, backwards):
     """A forward of the picture and two per donor, a backward per scalar and donor; no larger than asked."""
     model = tiny_model()
+    batch = tiny_batch(model, num_images=5)
     forward, backward = [], []
 
     def count(_, args, output):
@@ -145,7 +146,7 @@ def test_passes_and_their_size(function, backwards):
             output.register_hook(lambda gradient: backward.append(len(gradient)))
 
     handle = block_list(model)[2].register_forward_hook(count)
-    function(model, tiny_batch(model, num_images=5), MethodSettings(internal_batch_size=3))
+    function(model, batch, MethodSettings(internal_batch_size=3))
     handle.remove()
     assert forward == 9 * [3] + 9 * [2]
     assert sum(backward) == 5 * backwards
