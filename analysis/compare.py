@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "model": "bundled (default), tiny-random (a control), or a folder written by attribution.finetune",
         "data": "default, published, colorbar (the control task), or a folder with metadata.csv",
         "methods": "names, comma-separated; default, all; -name leaves one out; see --list-methods",
-        "truths": "zero, mean, resample, counterfactual, shapley; default (the first two and the fourth), all",
+        "truths": "zero, mean, resample, counterfactual, optimal, shapley; default (the first two and the fourth), all",
         "checks": f"further trials: {', '.join(CHECKS)}; default (none, or all with --methods all), all, none",
         "num_pictures": "pictures to explain (default: 16)",
         "steps": "steps of path methods over heads (default: 16)",

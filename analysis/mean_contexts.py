@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,25 +37,8 @@ def held_context(opened: OpenedModel, source: PictureSource) -> Tensor:
 
 
 def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
-    """Mean context over the reference pictures, `[layer token head head_dim]` float64; computed once, then cached.
-
-    What it was made of is told by the mean picture, the model and its settings, the libraries and the code.
-    """
-    mean_image = np.ascontiguousarray(source.draw(range(1)).mean_image)
-    made_of = [
-        opened.sha256,
-        hashlib.sha256(mean_image.tobytes()).hexdigest(),
-        str(source.num_references),
-        str(opened.model.device),
-        str(opened.model.dtype),
-        asdict(opened.model.config),
-        backbone_settings(opened.model),
-        *(version(name) for name in ("torch", "transformers", "peft")),
-        code_sha256(mean_context, reference_images, preprocessed, source.reference),
-        source.references_sha256,
-    ]
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = cache_folder() / f"mean-context-{digest}.safetensors"
+    """Mean context over the reference pictures, `[layer token head head_dim]` float64; computed once, then cached."""
+    path = cache_folder() / f"mean-context-{made_of(opened, source, (mean_context,))}.safetensors"
     stored = read_checked(path)
     if stored is not None:
         return torch.from_numpy(stored["mean_context"])
@@ -70,3 +55,22 @@ def reference_context(opened: OpenedModel, source: PictureSource) -> Tensor:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checked(path, {"mean_context": found.cpu().numpy()})
     return found
+
+
+def made_of(opened: OpenedModel, source: PictureSource, runs: Sequence[Any]) -> str:
+    """A digest of all that what is computed over the reference pictures depends on: the mean picture, the model and its
+    settings, the libraries, and the code of the functions that it ``runs``."""
+    mean_image = np.ascontiguousarray(source.draw(range(1)).mean_image)
+    parts = [
+        opened.sha256,
+        hashlib.sha256(mean_image.tobytes()).hexdigest(),
+        str(source.num_references),
+        str(opened.model.device),
+        str(opened.model.dtype),
+        asdict(opened.model.config),
+        backbone_settings(opened.model),
+        *(version(name) for name in ("torch", "transformers", "peft")),
+        code_sha256(*runs, reference_images, preprocessed, source.reference),
+        source.references_sha256,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -93,6 +93,7 @@ class PictureSource:
     of the thing to be read over the reference pictures, [row col], None where masks are not known. ``twin(edit, row)``
     gives a picture after an edit, None where the picture does not show the thing or cannot be edited so; it is itself
     None where pictures have no twins. ``answer_regions`` are those that tell what is to be read, where that is known.
+    ``reference_labels(rows)`` are their labels in units, float64 [image target].
     ``references_sha256`` tells reference pictures that were read from others; drawn ones follow from ``identity``.
     """
 
@@ -100,6 +101,7 @@ class PictureSource:
     draw: Callable[[Sequence[int]], Pictures]
     identity: dict[str, Any]
     reference: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
+    reference_labels: Callable[[Sequence[int]], NDArray[np.float64]] | None = None
     num_references: int = 0
     references_are_own: bool = False
     counterfactual: Callable[[Sequence[int]], NDArray[np.uint8]] | None = None
@@ -196,6 +198,7 @@ def _synthetic(config: SynthConfig, num_pictures: int) -> PictureSource:
         _remembering(draw),
         identity,
         reference=lambda rows: np.stack([training.image(row) for row in rows]),
+        reference_labels=lambda rows: np.stack([training.labels(row) for row in rows]),
         num_references=NUM_REFERENCE_PICTURES,
         counterfactual=lambda rows: np.stack(
             [render_image(twin_scene(dataset, row, without_answer), config) for row in rows]
@@ -298,6 +301,7 @@ def _folder(
         _remembering(draw),
         identity,
         reference=lambda rows: np.stack([_read(folder, dataset, row, image_size)["image"] for row in rows]),
+        reference_labels=lambda rows: np.stack([_read(folder, dataset, row, image_size)["labels"] for row in rows]),
         num_references=num_averaged,
         references_are_own=True,
         references_sha256=digest.hexdigest(),

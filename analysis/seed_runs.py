@@ -25,7 +25,7 @@ from analysis.tables import read_table, require_all_heads, require_numbers
 from attribution.methods import METHODS
 
 Floats = NDArray[np.float64]
-TRUTHS = tuple(f"ablation_{kind}" for kind in ("zero", "mean", "resample", "counterfactual"))
+TRUTHS = tuple(f"ablation_{kind}" for kind in ("zero", "mean", "resample", "counterfactual", "optimal"))
 MEASURED = ("value", "value_cross", "noise_ceiling")
 NUM_HALVES = 200  # as analysis.compare draws
 OF_METHODS = ["method", "truth", "estimator", "statistic", "value", "ci_low", "ci_high", "value_cross"]

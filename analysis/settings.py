@@ -32,9 +32,9 @@ class CompareSettings:
     path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep, the effects on
     the others are estimated; None sweeps all.
 
-    ``truths``: what removes a head (zero, mean, resample, counterfactual, shapley), and ``checks``, further trials of
-    the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods: all``. What
-    is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
+    ``truths``: what removes a head (zero, mean, resample, counterfactual, optimal, shapley), and ``checks``, further
+    trials of the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods:
+    all``. What is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
     ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order, knock-out, and heads
     with and without text, ``distraction_pictures`` for whether heads matter more where something irrelevant is shown,
     ``check_pictures`` for the other checks.

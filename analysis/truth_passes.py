@@ -14,7 +14,8 @@ import torch
 from analysis.companions import NUM_DONORS
 from analysis.estimate_cost import sweep_costs
 from analysis.models import OpenedModel
-from analysis.passes import Pass, first_rows, method_settings
+from analysis.optimal_contexts import held_optimal, lacks_for_optimal, optimal_forwards
+from analysis.passes import BACKWARD_COST, Pass, first_rows, method_settings
 from analysis.pictures import PictureSource
 from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
@@ -30,17 +31,18 @@ from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN
 from attribution.shapley import gate_shapley
 from attribution.vit import head_layout
 
-KINDS = ("zero", "mean", "resample", "counterfactual")
+KINDS = ("zero", "mean", "resample", "counterfactual", "optimal")
 SHAPLEY = "shapley"
 TRUTHS = (*KINDS, SHAPLEY)
 DEFAULT_TRUTHS = ("zero", "mean", "counterfactual")
 TRUTH = "ablation_zero"
 
 
-def chosen_truths(settings: CompareSettings, has_counterfactual: bool) -> tuple[str, ...]:
+def chosen_truths(settings: CompareSettings, source: PictureSource) -> tuple[str, ...]:
     """The truths asked for, in their usual order; zero is always one. ValueError for an unknown one.
 
-    ``default`` stands for three, or with ``methods: all`` for every one; without counterfactuals it leaves those out.
+    ``default`` stands for three, or with ``methods: all`` for every one; it leaves out those for which these pictures
+    lack something, which is an error where they are named.
     """
     unknown = [name for name in settings.truths if name not in (*TRUTHS, "default", "all")]
     if unknown:
@@ -50,18 +52,27 @@ def chosen_truths(settings: CompareSettings, has_counterfactual: bool) -> tuple[
         if others:
             raise ValueError(f"--estimate: expected --truths zero, which alone is estimated, got {', '.join(others)}")
         return ("zero",)
-    if "counterfactual" in settings.truths and not has_counterfactual:
-        raise ValueError(
-            "truths: counterfactual needs synthetic pictures, a folder's have no twin without the thing to be read"
-        )
+    lacks = _lacking(source)
+    for name, why in lacks.items():
+        if name in settings.truths:
+            raise ValueError(f"truths: {why}")
     implied: set[str] = set()
     if "default" in settings.truths:
         implied = set(TRUTHS if "all" in settings.methods else DEFAULT_TRUTHS)
     if "all" in settings.truths:
         implied = set(TRUTHS)
-    if not has_counterfactual:
-        implied.discard("counterfactual")
+    implied -= set(lacks)
     return tuple(name for name in TRUTHS if name in settings.truths or name in implied or name == "zero")
+
+
+def _lacking(source: PictureSource) -> dict[str, str]:
+    """Truths that cannot be had of these pictures, and why."""
+    found = {"optimal": lacks_for_optimal(source)}
+    if source.counterfactual is None:
+        found["counterfactual"] = (
+            "counterfactual needs synthetic pictures, a folder's have no twin without the thing to be read"
+        )
+    return {name: why for name, why in found.items() if why}
 
 
 def sweep_forwards(opened: OpenedModel) -> float:
@@ -109,7 +120,19 @@ def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSett
     if kind == "counterfactual":
         compute = of(lambda batch, size: counterfactual_ablation(opened.model, batch, batch_size=size))
         return Pass(name, {name: depends_on}, compute, once + 1, needs=(COUNTERFACTUAL,))
+    if kind == "optimal":
+        depends_on["references"] = source.references_sha256
+        compute = of(lambda batch, size: optimal_ablation(opened, source, batch, size))
+        num_targets = len(opened.model.config.target_names)
+        fitting = optimal_forwards(once, num_targets, source.num_references, BACKWARD_COST)
+        return Pass(name, {name: depends_on}, compute, once + fitting / max(1, source.count))
     return _shapley_pass(opened, settings, source.count)
+
+
+def optimal_ablation(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> AblationResult:
+    """Each head in turn at its optimal context (Li & Janson 2024, 2409.09951), fitted on the reference pictures."""
+    context = held_optimal(opened, source).to(opened.model.device)
+    return zero_ablation(opened.model, batch, replacement=context, batch_size=batch_size)
 
 
 def _shapley_pass(opened: OpenedModel, settings: CompareSettings, count: int) -> Pass:

@@ -43,7 +43,7 @@ def truth_passes(opened: OpenedModel, source: PictureSource, settings: CompareSe
     sample = sample_of(settings, source.count)
     if sample is not None:
         return [replace(zero_pass(opened, SAMPLE), rows=tuple(sample)), predictor_pass(opened, settings)]
-    kinds = chosen_truths(settings, source.counterfactual is not None)
+    kinds = chosen_truths(settings, source)
     return [truth_pass(opened, source, settings, kind) for kind in kinds]
 
 
@@ -89,7 +89,7 @@ def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[
     if not work.processes.is_main:
         return None
     truths = []
-    for kind in chosen_truths(settings, work.source.counterfactual is not None):
+    for kind in chosen_truths(settings, work.source):
         if kind != SHAPLEY:
             found = read_scores(work.files[f"ablation_{kind}"].path)[0]
             truths.append(Truth(kind, found["delta_loss"], found["delta_target_sq"], found["intact_loss"]))
@@ -98,7 +98,7 @@ def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[
 
 def read_shapley(work: Work, settings: CompareSettings) -> NDArray[np.float64] | None:
     """Shapley values of the loss over gates, `[image layer head]` of the first pictures; None where not asked for."""
-    if settings.estimate is None and SHAPLEY in chosen_truths(settings, work.source.counterfactual is not None):
+    if settings.estimate is None and SHAPLEY in chosen_truths(settings, work.source):
         return np.asarray(read_scores(work.files[SHAPLEY].path)[0]["scores"], dtype=np.float64)
     return None
 

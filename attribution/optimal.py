@@ -12,7 +12,7 @@ of zero each head takes what costs it least on the pictures of `judged`. No head
 zero or at its mean.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class OptimalContext:
 @torch.no_grad()
 def optimal_context(
     model: ViTRegressor,
-    reference: Sequence[Batch],
+    reference: Iterable[Batch],
     judged: Sequence[Batch],
     mean_context: Tensor,
     *,
@@ -52,10 +52,10 @@ def optimal_context(
     head head_dim]`, of all reference pictures.
 
     Costs one pass with gradients over `reference`, and a sweep over `judged` for each candidate, two for each ridge and
-    two more. Raises `ValueError` for a model in train mode, no pictures, no ridge or one that is not positive, and a
-    mean context of another form.
+    two more; `passed` is told of the pictures of either. Raises `ValueError` for a model in train mode, no pictures, no
+    ridge or one that is not positive, and a mean context of another form.
     """
-    if not reference or not judged:
+    if not judged:
         raise ValueError("optimal ablation: expected reference pictures and pictures to judge by")
     if not ridges or min(ridges) <= 0:
         raise ValueError(f"ridges: expected positive numbers, got {list(ridges)}")
@@ -66,10 +66,10 @@ def optimal_context(
     mean = mean_context.double()
     bases = {"constant": torch.zeros_like(mean), "shifted_mean": mean}
     candidates = {"zero": torch.zeros_like(mean), "mean": mean}
-    for family, base in bases.items():
-        matrices, vectors = _systems(model, reference, base, batch_size)
+    matrices, vectors = _systems(model, reference, tuple(bases.values()), batch_size, passed)
+    for (family, base), vector in zip(bases.items(), vectors, strict=True):
         for ridge in ridges:
-            moved = solved(matrices, vectors, ridge)  # [layer head head_dim]
+            moved = solved(matrices, vector, ridge)  # [layer head head_dim]
             candidates[f"{family} ({ridge:g})"] = base + moved[:, None]
     changes = {name: _judged(model, judged, context, batch_size, passed) for name, context in candidates.items()}
     return _best(candidates, changes)
@@ -85,24 +85,38 @@ def solved(matrices: Tensor, vectors: Tensor, ridge: float) -> Tensor:
     return torch.linalg.lstsq(whole, -vectors[..., None]).solution[..., 0]
 
 
-def _systems(model: ViTRegressor, batches: Sequence[Batch], base: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Σ x xᵀ `[layer head d d]` and Σ x y `[layer head d]` over pictures and outputs, x = Σ_t J_t and y = r − Σ_t (z_t
-    − b_t)·J_t, with b the base `[layer token head head_dim]` and r the residual."""
-    num_layers, _, num_heads, head_dim = base.shape
+def _systems(
+    model: ViTRegressor,
+    batches: Iterable[Batch],
+    bases: Sequence[Tensor],
+    batch_size: int,
+    passed: Callable[[int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """Σ x xᵀ `[layer head d d]` and Σ x y `[base layer head d]` over pictures and outputs, x = Σ_t J_t and y = r − Σ_t
+    (z_t − b_t)·J_t, with b each of the bases `[layer token head head_dim]` and r the residual."""
+    num_layers, _, num_heads, head_dim = bases[0].shape
     matrices = torch.zeros(num_layers, num_heads, head_dim, head_dim, dtype=torch.float64)
-    vectors = torch.zeros(num_layers, num_heads, head_dim, dtype=torch.float64)
+    vectors = torch.zeros(len(bases), num_layers, num_heads, head_dim, dtype=torch.float64)
     settings = MethodSettings(internal_batch_size=batch_size)
+    count = 0
     for batch in batches:
+        count += len(batch)
         for found in read_gradients(model, batch, settings):
             residuals = (found.predictions - found.labels).T.to("cpu", torch.float64)  # [target image]
             for layer, (context, gradient) in enumerate(zip(found.contexts, found.gradients, strict=True)):
-                instead = base[layer, : context.shape[1]].flatten(-2).to(context)
                 split = gradient.unflatten(-1, (num_heads, -1))  # [target image token head head_dim]
                 slopes = split.sum(2).to("cpu", torch.float64)
-                left = torch.einsum("itc,kitc->kitc", context - instead, gradient).unflatten(-1, (num_heads, -1))
-                rest = residuals[:, :, None] - left.sum((2, 4)).to("cpu", torch.float64)  # [target image head]
                 matrices[layer] += torch.einsum("kihd,kihe->hde", slopes, slopes)
-                vectors[layer] += torch.einsum("kihd,kih->hd", slopes, rest)
+                for place, base in enumerate(bases):
+                    instead = base[layer, : context.shape[1]].flatten(-2).to(context)  # the last block: one row
+                    left = (context - instead).unflatten(-1, (num_heads, -1))
+                    leaves = torch.einsum("ithd,kithd->kih", left, split).to("cpu", torch.float64)
+                    rest = residuals[:, :, None] - leaves  # [target image head]
+                    vectors[place, layer] += torch.einsum("kihd,kih->hd", slopes, rest)
+        if passed is not None:
+            passed(len(batch))
+    if not count:
+        raise ValueError("optimal ablation: expected reference pictures and pictures to judge by")
     return matrices, vectors
 
 

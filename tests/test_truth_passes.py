@@ -1,25 +1,31 @@
 """The sweeps truths are made of, against the ablations they stand for, and the mean context against a plain mean."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import CONFIG, tiny_model
 
-from analysis import mean_contexts
+from analysis import mean_contexts, optimal_contexts
 from analysis.companions import donor_images
 from analysis.lent_contexts import with_companions
 from analysis.mean_contexts import reference_context
 from analysis.models import OpenedModel, make_batch, preprocessed
+from analysis.optimal_contexts import held_optimal, optimal_forwards
+from analysis.passes import BACKWARD_COST
 from analysis.pictures import Pictures, PictureSource
 from analysis.settings import CompareSettings
 from analysis.truth_passes import chosen_truths, sweep_forwards, truth_pass
 from attribution.ablation import counterfactual_ablation, mean_ablation, resample_ablation, zero_ablation
-from attribution.batch import MethodSettings
+from attribution.batch import Batch, MethodSettings
 from attribution.contexts import contexts
+from attribution.optimal import optimal_context
 from attribution.shapley import gate_shapley
 
 COUNT, REFERENCES = 5, 18  # more references than fit in one lot of 16
-ALL = ("zero", "mean", "resample", "counterfactual", "shapley")
+ALL = ("zero", "mean", "resample", "counterfactual", "optimal", "shapley")
+JUDGED = 6
 
 
 def picture_source():
@@ -28,7 +34,7 @@ def picture_source():
     images, others, twins = (
         rng.integers(0, 256, (count, *shape), dtype=np.uint8) for count in (COUNT, REFERENCES, COUNT)
     )
-    labels = rng.normal(size=(COUNT, 3))
+    labels, known = rng.normal(size=(COUNT, 3)), rng.normal(size=(REFERENCES, 3))
     mean = others.mean(axis=0)
 
     def draw(rows):
@@ -40,6 +46,7 @@ def picture_source():
         draw,
         {},
         reference=lambda rows: others[list(rows)],
+        reference_labels=lambda rows: known[list(rows)],
         num_references=REFERENCES,
         counterfactual=lambda rows: twins[list(rows)],
     )
@@ -52,7 +59,10 @@ def opened():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(mean_contexts, "cache_folder", lambda: tmp_path / "cache")
+    for module in (mean_contexts, optimal_contexts):
+        monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(optimal_contexts, "NUM_JUDGED", JUDGED)
+    monkeypatch.setattr(optimal_contexts, "LEAST_REFERENCES", 2 * JUDGED)
     return tmp_path / "cache"
 
 
@@ -62,7 +72,10 @@ def test_every_truth_is_its_ablation(opened):
     bare = make_batch(opened, source.draw(rows))
     batch = with_companions(opened, bare, source, 3, ["donor_pixel_values", "counterfactual_pixel_values"])
     mean = contexts(opened.model, preprocessed(opened, source.reference(range(REFERENCES)))).mean(0)
+    parts = [reference_batch(opened, source, rows) for rows in (range(REFERENCES - JUDGED), range(12, REFERENCES))]
+    best = optimal_context(opened.model, [parts[0]], [parts[1]], mean).context
     expected = {
+        "optimal": zero_ablation(opened.model, bare, replacement=best),
         "zero": zero_ablation(opened.model, bare),
         "mean": mean_ablation(opened.model, bare, mean),
         "resample": resample_ablation(opened.model, batch),
@@ -78,12 +91,34 @@ def test_every_truth_is_its_ablation(opened):
         np.testing.assert_allclose(
             found[kind]["delta_target_sq"], expected[kind].delta_target_sq.numpy(), rtol=1e-8, atol=1e-7
         )
-    assert len({found[kind]["delta_loss"].tobytes() for kind in found}) == 4
+    assert len({found[kind]["delta_loss"].tobytes() for kind in found}) == 5
     shapley = truth_pass(opened, source, settings, "shapley")
     dials = MethodSettings(seed=3, permutations=2)
     np.testing.assert_allclose(
         shapley.compute(bare, [], 2)["shapley"]["scores"], gate_shapley(opened.model, bare, dials).numpy(), atol=1e-12
     )
+
+
+def reference_batch(opened, source, rows):
+    pixel_values = preprocessed(opened, source.reference(rows))
+    labels = opened.model.standardise(source.reference_labels(rows)).to(pixel_values)
+    return Batch(pixel_values, labels, torch.tensor(list(rows)), pixel_values[0])
+
+
+def test_the_optimal_context_is_computed_once_and_for_pictures_that_have_others(opened, own_cache, monkeypatch):
+    source = picture_source()
+    found = held_optimal(opened, source)
+    [file] = own_cache.glob("optimal-context-*")
+    monkeypatch.setattr(optimal_contexts, "optimal_context", lambda *_, **__: pytest.fail("computed twice"))
+    monkeypatch.setattr(optimal_contexts, "made_of", lambda *_: file.stem.removeprefix("optimal-context-"))
+    assert torch.equal(held_optimal(opened, picture_source()), found)
+    for changed, why in (
+        ({"references_are_own": True}, "a folder has its own alone"),
+        ({"reference_labels": None}, "reference pictures with labels, there are none"),
+        ({"num_references": 11}, "at least 12 reference pictures, got 11"),
+    ):
+        with pytest.raises(ValueError, match=f"^truths: optimal needs .*{why}$"):
+            held_optimal(opened, replace(source, **changed))
 
 
 def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
@@ -109,16 +144,22 @@ def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
 
 
 def test_which_truths_are_asked_for():
-    def chosen(has_counterfactual=True, **changes):
-        return chosen_truths(CompareSettings(**changes), has_counterfactual)
+    source = picture_source()
+    of_folder = replace(source, counterfactual=None, references_are_own=True)
+
+    def chosen(pictures=source, **changes):
+        return chosen_truths(CompareSettings(**changes), pictures)
 
     assert chosen() == ("zero", "mean", "counterfactual")
-    assert chosen(has_counterfactual=False) == ("zero", "mean")
+    assert chosen(of_folder) == ("zero", "mean")
+    assert chosen(of_folder, truths=("all",)) == ("zero", "mean", "resample", "shapley")
     assert chosen(methods=("all",)) == chosen(truths=("all",)) == ALL
     assert chosen(methods=("all",), truths=("zero",)) == ("zero",)
     assert chosen(truths=("shapley", "resample")) == ("zero", "resample", "shapley")
     with pytest.raises(ValueError, match="truths: counterfactual needs synthetic pictures"):
-        chosen(has_counterfactual=False, truths=("counterfactual",))
+        chosen(of_folder, truths=("counterfactual",))
+    with pytest.raises(ValueError, match="truths: optimal needs reference pictures beside those explained"):
+        chosen(of_folder, truths=("optimal",))
     assert chosen(methods=("all",), estimate=5) == ("zero",)
     with pytest.raises(ValueError, match="truths: unknown one, expected some of zero"):
         chosen(truths=("one",))
@@ -135,6 +176,9 @@ def test_what_a_truth_depends_on_and_costs(opened):
     assert passes["mean"].forwards == pytest.approx(once + REFERENCES / COUNT)
     assert passes["resample"].forwards == pytest.approx(4 * (once + 1))
     assert passes["counterfactual"].forwards == pytest.approx(once + 1)
+    fitting = optimal_forwards(once, 3, REFERENCES, BACKWARD_COST)
+    assert fitting == pytest.approx(REFERENCES + 12 * (1 + 3 * BACKWARD_COST) + 8 * JUDGED * once)
+    assert passes["optimal"].forwards == pytest.approx(once + fitting / COUNT)
     assert passes["shapley"].rows == (0, 1)
     assert passes["resample"].depends_on["ablation_resample"]["seed"] == settings.seed
     assert "seed" not in passes["mean"].depends_on["ablation_mean"]

@@ -114,7 +114,7 @@ def check_passes(
     if orders is None:
         rng = np.random.default_rng(0)
         orders = {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in methods}
-        kinds = chosen_truths(settings, source.counterfactual is not None)
+        kinds = chosen_truths(settings, source)
         truths = [f"ablation_{kind}" for kind in kinds if kind != SHAPLEY]
         truths += [LOOKS_AT + region for region in LOOKED_AT]
         orders |= {name: tuple(heads[place] for place in rng.permutation(len(heads))) for name in truths}
