@@ -6,6 +6,7 @@ Takes the tables of a run and of the committed reference run; gives lines of tex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _is_ablation(truth: str) -> bool:
 
 
 def _kind(truth: str) -> str:
-    return truth.removeprefix("ablation_").replace("zero_estimated", "estimated zero")
+    return re.sub(r"(\w+)_estimated", r"estimated \1", truth.removeprefix("ablation_"))
 
 
 def describe_league(

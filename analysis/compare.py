@@ -32,7 +32,8 @@ from analysis.run_folder import own_folder, prepare_folder, with_output, write_r
 from analysis.settings import CompareSettings, read_settings, with_overrides
 from analysis.sharding import Processes, open_processes
 from analysis.survey import in_pieces
-from analysis.truths import POOR, sample_of
+from analysis.truth_passes import chosen_truths
+from analysis.truths import poor_name, sample_of
 from attribution.catalogue import describe
 from attribution.processes import alike, end, process_number, tell
 from attribution.vit import head_layout
@@ -118,7 +119,9 @@ def run(
     if dry_run:
         return [forecast(passes, seconds, source.count)]
     folder = Path(str(settings.output_dir))
-    names = [name for one in passes for name in one.depends_on] + ([] if settings.estimate is None else [POOR])
+    names = [name for one in passes for name in one.depends_on]
+    if settings.estimate is not None:
+        names += [poor_name(kind) for kind in chosen_truths(settings, source)]
     with ExitStack() as held:
         # Of several processes the main one holds the folder; others may have another folder of that name.
         taken = own_folder(folder, names) if processes.is_main else nullcontext()

@@ -98,8 +98,9 @@ def estimate_from_outputs(
     """Estimates of the change of the loss `[image layer head]` and of each squared error `[image layer head target]`.
 
     `changes` [swept layer head target]: outputs ablated − intact; `predicted_changes` [image layer head target]: the
-    same from first-order contributions (minus `g·∂ŷ/∂g`); `residuals` [image target]: intact outputs − labels. All
-    standardised; the loss is the mean over targets of c·(c + 2r), and its estimate the mean of theirs.
+    same from first-order contributions (minus `g·∂ŷ/∂g`). Of an ablation that averages effects over several
+    replacements both have them before the targets, [... replacement target]. `residuals` [image target]: intact outputs
+    − labels. All standardised; the loss is the mean over targets of c·(c + 2r), and its estimate the mean of theirs.
 
     What the first order misses is alike in pictures that the heads treat alike. So a Gaussian process shared by all
     heads and targets corrects the predicted changes: squared-exponential in the predicted changes of all heads, each in
@@ -107,14 +108,19 @@ def estimate_from_outputs(
     (Rasmussen & Williams 2006, eq. 2.25 and 5.12).
     """
     found, predicted, swept = _checked(changes, predicted_changes, swept)
-    if found.ndim != 4 or np.shape(residuals) != (len(predicted), found.shape[-1]):
+    if found.ndim not in (4, 5) or np.shape(residuals) != (len(predicted), found.shape[-1]):
         raise ValueError(
-            f"estimate: expected changes [swept layer head target] and residuals [image target], "
+            f"estimate: expected changes [swept layer head (replacement) target] and residuals [image target], "
             f"got {list(found.shape)} and {list(np.shape(residuals))}"
         )
     if not (np.isfinite(residuals).all() and noise_to_signal > 0):
         raise ValueError("estimate: expected finite residuals and a positive noise_to_signal")
-    twice = 2 * np.asarray(residuals, dtype=np.float64)[:, None, None, :]
+    residuals = np.asarray(residuals, dtype=np.float64)
+    twice = 2 * residuals.reshape(len(residuals), *(1,) * (found.ndim - 2), residuals.shape[1])
+
+    def of_replacements(values: Floats) -> Floats:
+        return values if values.ndim == 4 else values.mean(axis=3)
+
     flat = predicted.reshape(len(predicted), -1)
     size = np.sqrt((flat**2).mean(axis=0))
     features = flat / np.where(size > 0, size, 1.0)
@@ -132,7 +138,8 @@ def estimate_from_outputs(
         lower = (weights @ errors / len(swept)).reshape(fitted.shape)
         lower_sq = (weights**2 @ errors**2 / len(swept)).reshape(fitted.shape)
         expected[block] = fitted * (fitted + twice[block]) - (2 * fitted + twice[block]) * lower + lower_sq
-    effects = found * (found + twice[swept])
+    effects = of_replacements(found * (found + twice[swept]))
+    held_out, expected = of_replacements(held_out), of_replacements(expected)
     per_target = difference_estimate(effects, held_out, expected, swept)
     loss = difference_estimate(effects.mean(axis=-1), held_out.mean(axis=-1), expected.mean(axis=-1), swept)
     return loss, per_target

@@ -55,7 +55,8 @@ from analysis.sharding import Processes
 from analysis.stored_array import StoredArray
 from analysis.survey import Survey
 from analysis.timings import read_timings, summary, timings_path
-from analysis.truths import POOR, read_shapley, read_truths, truth_passes
+from analysis.truth_passes import KINDS
+from analysis.truths import poor_name, read_shapley, read_truths, truth_passes
 from attribution.checkpoint import backbone_settings
 from attribution.heads import QUERIES
 from attribution.methods import PIXEL_METHODS
@@ -278,7 +279,7 @@ def _prepare(work: Work, overwrite: bool) -> None:
 def _clear_leftovers(work: Work) -> None:
     """Take out what killed runs were writing under the names that this one writes."""
     others = (timings_path(work.folder).name, RECORD)
-    _everywhere(work.processes, lambda: remove_leftovers(work.folder, [*work.files, POOR], others))
+    _everywhere(work.processes, lambda: remove_leftovers(work.folder, [*work.files, *map(poor_name, KINDS)], others))
 
 
 def _everywhere(processes: Processes, clear: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ Computes no scores.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -138,7 +138,7 @@ def write_results(
         warnings.append(
             f"{caution[0].upper()}{caution[1:]}: intervals are too narrow at this number and ranks unstable."
         )
-    warnings += estimate_warnings(explained.truth, count)
+    warnings += estimate_warnings(explained.truths, count)
     if survey.patch_labels is None:
         warnings.append("These pictures come without masks: where heads look is shown, but not scored.")
     if empty:
@@ -231,18 +231,22 @@ def league_on_the_page(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, st
     return found
 
 
-def estimate_warnings(truth: Truth, num_pictures: int) -> list[str]:
+def estimate_warnings(truths: Sequence[Truth], num_pictures: int) -> list[str]:
     """What to know of estimated effects; nothing where they are swept."""
-    if truth.is_swept is None or truth.num_swept is None or truth.r2 is None:
-        return []
-    estimated = ~truth.is_swept
-    explained = f"{np.median(truth.r2[estimated]):.2f}" if estimated.any() else "none is left to"
+    explained, swept = [], []
+    for truth in truths:
+        if truth.is_swept is None or truth.r2 is None:
+            return []
+        kind, estimated = truth.kind.removesuffix("_estimated"), ~truth.is_swept
+        explained.append(f"{kind} {np.median(truth.r2[estimated]):.2f}" if estimated.any() else f"{kind} none left")
+        swept.append(f"{kind} {int(truth.is_swept.sum())}")
+    number, num_heads = truths[0].num_swept, truths[0].delta_loss[0].size
     found = [
-        f"Effects are estimates: {truth.num_swept} of {num_pictures} pictures were swept, the others predicted (median "
-        f"R² over heads {explained}); {int(truth.is_swept.sum())} of {truth.is_swept.size} heads were swept on all. "
-        "Estimates are of means alone: trimmed means are left out."
+        f"Effects are estimates: {number} of {num_pictures} pictures were swept, the others predicted (median R² over "
+        f"heads: {', '.join(explained)}); swept on all pictures: of {num_heads} heads {', '.join(swept)}. Estimates "
+        "are of means alone: trimmed means are left out."
     ]
-    if truth.num_swept < LEAST_SWEPT:
+    if number is not None and number < LEAST_SWEPT:
         found.append(
             f"Fewer than {LEAST_SWEPT} pictures were swept: intervals of estimates are then somewhat too narrow."
         )

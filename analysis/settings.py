@@ -29,15 +29,16 @@ class CompareSettings:
 
     ``model``: ``bundled``, a folder written by ``attribution.finetune``, or ``tiny-random`` (a control: a small random
     network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the
-    path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep, the effects on
-    the others are estimated; None sweeps all.
+    path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep for every truth,
+    the effects on the others are estimated; None sweeps all.
 
     ``truths``: what removes a head (zero, mean, resample, counterfactual, optimal, shapley), and ``checks``, further
     trials of the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods:
-    all``. What is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes, ``resample_pictures`` and
-    ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's order, knock-out, and heads
-    with and without text, ``distraction_pictures`` for whether heads matter more where something irrelevant is shown,
-    ``check_pictures`` for the other checks.
+    all``. What is expensive takes the first pictures alone: ``path_pictures`` for methods of many passes,
+    ``resample_pictures`` and ``shapley_pictures`` for these truths, ``curve_pictures`` for removal in each method's
+    order, knock-out, and heads with and without text, ``distraction_pictures`` for whether heads matter more where
+    something irrelevant is shown, ``check_pictures`` for the other checks. Where effects are estimated all truths take
+    all pictures.
     """
 
     output_dir: str | None = None

@@ -6,7 +6,8 @@ asked for stands here too. Knows no methods, no files and no statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from analysis.score_files import Arrays
 from analysis.settings import CompareSettings
 from attribution.ablation import (
     AblationResult,
+    Heads,
     counterfactual_ablation,
     mean_ablation,
-    resample_ablation,
+    mean_of_results,
+    resample_by_donor,
     zero_ablation,
 )
 from attribution.batch import Batch
@@ -47,11 +50,8 @@ def chosen_truths(settings: CompareSettings, source: PictureSource) -> tuple[str
     unknown = [name for name in settings.truths if name not in (*TRUTHS, "default", "all")]
     if unknown:
         raise ValueError(f"truths: unknown {', '.join(unknown)}, expected some of {', '.join(TRUTHS)}, default, all")
-    if settings.estimate is not None:
-        others = [name for name in settings.truths if name not in ("zero", "default")]
-        if others:
-            raise ValueError(f"--estimate: expected --truths zero, which alone is estimated, got {', '.join(others)}")
-        return ("zero",)
+    if settings.estimate is not None and SHAPLEY in settings.truths:
+        raise ValueError(f"--estimate: expected truths that remove one head, got {SHAPLEY}")
     lacks = _lacking(source)
     for name, why in lacks.items():
         if name in settings.truths:
@@ -61,7 +61,7 @@ def chosen_truths(settings: CompareSettings, source: PictureSource) -> tuple[str
         implied = set(TRUTHS if "all" in settings.methods else DEFAULT_TRUTHS)
     if "all" in settings.truths:
         implied = set(TRUTHS)
-    implied -= set(lacks)
+    implied -= {*lacks} if settings.estimate is None else {*lacks, SHAPLEY}
     return tuple(name for name in TRUTHS if name in settings.truths or name in implied or name == "zero")
 
 
@@ -81,58 +81,96 @@ def sweep_forwards(opened: OpenedModel) -> float:
     return 1 + float(sweep_costs(layout.num_layers, layout.num_heads).sum())
 
 
-def zero_pass(opened: OpenedModel, name: str = TRUTH, heads: Iterable[tuple[int, int]] | None = None) -> Pass:
+Sweep = Callable[[Batch, int, Heads | None], list[AblationResult]]
+
+
+def zero_pass(opened: OpenedModel, name: str = TRUTH, heads: Heads | None = None) -> Pass:
     """The effect of setting each head (or each of ``heads``, the others NaN) to zero, in its turn."""
-    layout = head_layout(opened.model)
-    chosen = None if heads is None else sorted(heads)
-    costs = sweep_costs(layout.num_layers, layout.num_heads)
 
-    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
-        found = zero_ablation(opened.model, batch, heads=chosen, batch_size=batch_size)
-        # Standardised: what the estimate of effects is made from and tried on.
-        changes = found.ablated_predictions - found.intact_predictions[:, None, None]
-        return {name: _arrays(opened, batch, found) | {"output_changes": changes.float().numpy()}}
+    def sweep(batch: Batch, batch_size: int, chosen: Heads | None) -> list[AblationResult]:
+        return [zero_ablation(opened.model, batch, heads=chosen, batch_size=batch_size)]
 
-    forwards = 1 + float(costs.sum() if chosen is None else sum(costs[pair] for pair in chosen))
-    return Pass(name, {name: {} if chosen is None else {"heads": chosen}}, compute, forwards)
+    return _swept(opened, sweep, name, heads, {}, 1, 0.0)
 
 
-def truth_pass(opened: OpenedModel, source: PictureSource, settings: CompareSettings, kind: str) -> Pass:
-    """The effects of one way to remove heads: one of :data:`KINDS`, or Shapley values over gates (``shapley``)."""
+def truth_pass(
+    opened: OpenedModel,
+    source: PictureSource,
+    settings: CompareSettings,
+    kind: str,
+    *,
+    name: str | None = None,
+    heads: Heads | None = None,
+) -> Pass:
+    """The effects of one way to remove heads: one of :data:`KINDS`, or Shapley values over gates (``shapley``).
+
+    Stored as ``name`` (``ablation_<kind>``), of ``heads`` alone where they are given.
+    """
+    model, count = opened.model, max(1, source.count)
+    name = f"ablation_{kind}" if name is None else name
     if kind == "zero":
-        return zero_pass(opened)
-    name = f"ablation_{kind}"
-    once = sweep_forwards(opened)
-    depends_on: dict[str, Any] = {}
-
-    def of(sweep: Callable[[Batch, int], AblationResult]) -> Callable[[Batch, Sequence[str], int], dict[str, Arrays]]:
-        return lambda batch, _, batch_size: {name: _arrays(opened, batch, sweep(batch, batch_size))}
-
+        return zero_pass(opened, name, heads)
     if kind == "mean":
-        compute = of(lambda batch, size: mean_ablation(opened.model, batch, batch.required(MEAN), batch_size=size))
-        forwards = once + source.num_references / max(1, source.count)
-        return Pass(name, {name: depends_on}, compute, forwards, needs=(MEAN,))
+
+        def at_mean(batch: Batch, batch_size: int, chosen: Heads | None) -> list[AblationResult]:
+            return [mean_ablation(model, batch, batch.required(MEAN), heads=chosen, batch_size=batch_size)]
+
+        return _swept(opened, at_mean, name, heads, {}, 1, source.num_references / count, (MEAN,))
     if kind == "resample":
-        depends_on |= {"seed": settings.seed, "donors": NUM_DONORS}
-        compute = of(lambda batch, size: resample_ablation(opened.model, batch, batch_size=size))
-        rows = first_rows(settings.resample_pictures, source.count)
-        return Pass(name, {name: depends_on}, compute, NUM_DONORS * (once + 1), rows, (DONORS,))
+
+        def at_donors(batch: Batch, batch_size: int, chosen: Heads | None) -> list[AblationResult]:
+            return resample_by_donor(model, batch, heads=chosen, batch_size=batch_size)
+
+        depends_on: dict[str, Any] = {"seed": settings.seed, "donors": NUM_DONORS}
+        found = _swept(opened, at_donors, name, heads, depends_on, NUM_DONORS, NUM_DONORS, (DONORS,))
+        return replace(found, rows=first_rows(settings.resample_pictures, source.count))
     if kind == "counterfactual":
-        compute = of(lambda batch, size: counterfactual_ablation(opened.model, batch, batch_size=size))
-        return Pass(name, {name: depends_on}, compute, once + 1, needs=(COUNTERFACTUAL,))
+
+        def at_twin(batch: Batch, batch_size: int, chosen: Heads | None) -> list[AblationResult]:
+            return [counterfactual_ablation(model, batch, heads=chosen, batch_size=batch_size)]
+
+        return _swept(opened, at_twin, name, heads, {}, 1, 1.0, (COUNTERFACTUAL,))
     if kind == "optimal":
-        depends_on["references"] = source.references_sha256
-        compute = of(lambda batch, size: optimal_ablation(opened, source, batch, size))
-        num_targets = len(opened.model.config.target_names)
-        fitting = optimal_forwards(once, num_targets, source.num_references, BACKWARD_COST)
-        return Pass(name, {name: depends_on}, compute, once + fitting / max(1, source.count))
+
+        def at_best(batch: Batch, batch_size: int, chosen: Heads | None) -> list[AblationResult]:
+            return [optimal_ablation(opened, source, batch, heads=chosen, batch_size=batch_size)]
+
+        num_targets = len(model.config.target_names)
+        fitting = optimal_forwards(sweep_forwards(opened), num_targets, source.num_references, BACKWARD_COST)
+        depends_on = {"references": source.references_sha256}
+        return _swept(opened, at_best, name, heads, depends_on, 1, fitting / count)
     return _shapley_pass(opened, settings, source.count)
 
 
-def optimal_ablation(opened: OpenedModel, source: PictureSource, batch: Batch, batch_size: int) -> AblationResult:
+def optimal_ablation(
+    opened: OpenedModel, source: PictureSource, batch: Batch, *, heads: Heads | None = None, batch_size: int = 32
+) -> AblationResult:
     """Each head in turn at its optimal context (Li & Janson 2024, 2409.09951), fitted on the reference pictures."""
     context = held_optimal(opened, source).to(opened.model.device)
-    return zero_ablation(opened.model, batch, replacement=context, batch_size=batch_size)
+    return zero_ablation(opened.model, batch, heads=heads, replacement=context, batch_size=batch_size)
+
+
+def _swept(
+    opened: OpenedModel,
+    sweep: Sweep,
+    name: str,
+    heads: Heads | None,
+    depends_on: dict[str, Any],
+    sweeps: int,
+    beside: float,
+    needs: tuple[str, ...] = (),
+) -> Pass:
+    """A pass of so many sweeps, with what goes beside them in forward passes per picture."""
+    layout = head_layout(opened.model)
+    costs = sweep_costs(layout.num_layers, layout.num_heads)
+    chosen = None if heads is None else sorted(heads)
+
+    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        return {name: _arrays(opened, batch, sweep(batch, batch_size, chosen))}
+
+    of_heads = float(costs.sum() if chosen is None else sum(costs[pair] for pair in chosen))
+    own = depends_on if chosen is None else depends_on | {"heads": chosen}
+    return Pass(name, {name: own}, compute, sweeps * (1 + of_heads) + beside, needs=needs)
 
 
 def _shapley_pass(opened: OpenedModel, settings: CompareSettings, count: int) -> Pass:
@@ -150,11 +188,16 @@ def _shapley_pass(opened: OpenedModel, settings: CompareSettings, count: int) ->
     return Pass(SHAPLEY, {SHAPLEY: depends_on}, compute, forwards, rows=first_rows(settings.shapley_pictures, count))
 
 
-def _arrays(opened: OpenedModel, batch: Batch, found: AblationResult) -> Arrays:
+def _arrays(opened: OpenedModel, batch: Batch, results: Sequence[AblationResult]) -> Arrays:
+    """Effects averaged over results, and the standardised change of the outputs ``output_changes`` [image layer head
+    target] by each of them, [image layer head result target] where there are several: what estimates are made from."""
+    found = results[0] if len(results) == 1 else mean_of_results(results)
+    changes = [one.ablated_predictions - one.intact_predictions[:, None, None] for one in results]
     return {
         "delta_loss": found.delta_loss.numpy(),
         "delta_target_sq": found.delta_target_sq.numpy(),
         "intact_loss": found.intact_loss.numpy(),
         "predictions": opened.model.to_units(found.intact_predictions).numpy(),
         "residuals": (found.intact_predictions - batch.labels.to("cpu", torch.float64)).numpy(),
+        "output_changes": (changes[0] if len(changes) == 1 else torch.stack(changes, dim=3)).float().numpy(),
     }

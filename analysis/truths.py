@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from analysis.companions import NUM_DONORS
 from analysis.devices import bfloat16_is_native
-from analysis.estimate import estimate_from_outputs, poor_heads, sample_pictures, with_exact
+from analysis.estimate import Estimate, estimate_from_outputs, poor_heads, sample_pictures, with_exact
 from analysis.models import OpenedModel
+from analysis.optimal_contexts import held_optimal
 from analysis.passes import ATTENTION, Pass
 from analysis.pictures import PictureSource
 from analysis.piecework import Work, compute_pieces, join_scores, known_pieces, with_files
@@ -26,43 +28,88 @@ from analysis.scorecard import Truth
 from analysis.settings import CompareSettings
 from analysis.stored_array import StoredArray
 from analysis.survey import Survey
-from analysis.truth_passes import SHAPLEY, chosen_truths, truth_pass, zero_pass
-from attribution.batch import Batch
-from attribution.contributions import output_contributions
+from analysis.truth_passes import SHAPLEY, chosen_truths, truth_pass
+from attribution.batch import Batch, MethodSettings
+from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN, GradientReadings, read_gradients
 
-SAMPLE, PREDICTOR, POOR = "ablation_zero_sample", "effect_predictor", "ablation_zero_poor"
+PREDICTOR = "effect_predictor"
 # One forward and a backward per target, in half the time of a float32 pass where bfloat16 is native.
 PREDICTOR_FORWARDS = {torch.bfloat16: 2.2, None: 4.0}
-PICTURES_PER_PASS = 8
+LENT_FORWARDS = {torch.bfloat16: 0.5, None: 1.0}  # of a picture whose contexts are lent
+_LENT = {"mean": (MEAN,), "resample": (DONORS,), "counterfactual": (COUNTERFACTUAL,)}
 # Fewer swept pictures leave the choice of badly predicted heads to chance (results/README.md, estimate_precision.csv).
 LEAST_SWEPT = 48
 
 
 def truth_passes(opened: OpenedModel, source: PictureSource, settings: CompareSettings) -> list[Pass]:
-    """What the truths are made of: sweeps, or the sweep of a sample and the predictor."""
-    sample = sample_of(settings, source.count)
-    if sample is not None:
-        return [replace(zero_pass(opened, SAMPLE), rows=tuple(sample)), predictor_pass(opened, settings)]
-    kinds = chosen_truths(settings, source)
-    return [truth_pass(opened, source, settings, kind) for kind in kinds]
+    """What the truths are made of: sweeps, or the sweeps of a sample and the predictor."""
+    kinds, sample = chosen_truths(settings, source), sample_of(settings, source.count)
+    if sample is None:
+        return [truth_pass(opened, source, settings, kind) for kind in kinds]
+    sweeps = [truth_pass(opened, source, settings, kind, name=sample_name(kind)) for kind in kinds]
+    return [*(replace(one, rows=tuple(sample)) for one in sweeps), predictor_pass(opened, source, settings, kinds)]
 
 
-def predictor_pass(opened: OpenedModel, settings: CompareSettings) -> Pass:
-    """First-order contributions of all heads to the outputs, in bfloat16 where the device has it.
+def sample_name(kind: str) -> str:
+    """Under which name the sweep of the sample is stored."""
+    return f"ablation_{kind}_sample"
 
-    Its numbers only steer: an estimate is unbiased whatever they are.
+
+def poor_name(kind: str) -> str:
+    """Under which name the sweep of badly predicted heads is stored."""
+    return f"ablation_{kind}_poor"
+
+
+def predictor_name(kind: str) -> str:
+    """Under which name the first-order predictions are stored."""
+    return f"{PREDICTOR}_{kind}"
+
+
+def predictor_pass(opened: OpenedModel, source: PictureSource, settings: CompareSettings, kinds: Sequence[str]) -> Pass:
+    """What leaves each output, to first order, when a head's context becomes what each kind of ablation puts there; in
+    bfloat16 where the device has it.
+
+    One forward pass and a backward pass per output for all of them, and a forward pass for each other picture whose
+    contexts are lent. The numbers only steer: an estimate is unbiased whatever they are.
     """
     dtype = (
         torch.bfloat16
         if bfloat16_is_native(torch.device(settings.device)) and opened.model.dtype == torch.float32
         else None
     )
+    names = {predictor_name(kind): kind for kind in kinds}
 
-    def compute(batch: Batch, _: Sequence[str], batch_size: int) -> dict[str, Arrays]:
-        found = output_contributions(opened.model, batch, batch_size=min(batch_size, PICTURES_PER_PASS), dtype=dtype)[1]
-        return {PREDICTOR: {"contributions": found.permute(0, 2, 3, 1).float().cpu().numpy()}}
+    def compute(batch: Batch, wanted: Sequence[str], batch_size: int) -> dict[str, Arrays]:
+        lent = tuple(dict.fromkeys(field for name in wanted for field in _LENT.get(names[name], ())))
+        dials = MethodSettings(internal_batch_size=batch_size)
+        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for readings in read_gradients(opened.model, batch, dials, lent, dtype=dtype):
+            for name in wanted:
+                found[name].append(_removed(opened, source, readings, names[name]).float().cpu())
+        return {name: {"contributions": torch.cat(parts).numpy()} for name, parts in found.items()}
 
-    return Pass(PREDICTOR, {PREDICTOR: {"dtype": str(dtype)}}, compute, PREDICTOR_FORWARDS[dtype])
+    lending = sum({"resample": NUM_DONORS, "counterfactual": 1}.get(kind, 0) for kind in kinds)
+    return Pass(
+        PREDICTOR,
+        {name: {"dtype": str(dtype), "seed": settings.seed} for name in names},
+        compute,
+        PREDICTOR_FORWARDS[dtype] + LENT_FORWARDS[dtype] * lending,
+        needs=tuple(dict.fromkeys(field for kind in kinds for field in _LENT.get(kind, ()))),
+        needs_of={name: _LENT.get(kind, ()) for name, kind in names.items()},
+    )
+
+
+def _removed(opened: OpenedModel, source: PictureSource, readings: GradientReadings, kind: str) -> Tensor:
+    """`[image layer head target]`, of resample ablation `[image layer head donor target]`."""
+    if kind == "zero":
+        found = [readings.removed()]
+    elif kind == "optimal":
+        context = held_optimal(opened, source).to(opened.model.device, opened.model.dtype).flatten(2)
+        found = [readings.removed([layer[None] for layer in context])]
+    else:
+        found = [readings.removed(one) for one in readings.replacements[_LENT[kind][0]]]
+    turned = [one.permute(0, 2, 3, 1) for one in found]
+    return turned[0] if kind != "resample" else torch.stack(turned, dim=3)
 
 
 def sample_of(settings: CompareSettings, count: int) -> list[int] | None:
@@ -82,14 +129,15 @@ def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[
 
     Where heads are predicted badly by an estimate all processes sweep them on all pictures first.
     """
-    sample = sample_of(settings, len(survey))
+    kinds, sample = chosen_truths(settings, work.source), sample_of(settings, len(survey))
     if sample is not None:
-        estimated = _estimated(work, survey, sample)
-        return None if estimated is None else (estimated,)
+        estimated = [_estimated(work, survey, settings, kind, sample) for kind in kinds]
+        known = [one for one in estimated if one is not None]
+        return tuple(known) if work.processes.is_main else None
     if not work.processes.is_main:
         return None
     truths = []
-    for kind in chosen_truths(settings, work.source):
+    for kind in kinds:
         if kind != SHAPLEY:
             found = read_scores(work.files[f"ablation_{kind}"].path)[0]
             truths.append(Truth(kind, found["delta_loss"], found["delta_target_sq"], found["intact_loss"]))
@@ -103,16 +151,16 @@ def read_shapley(work: Work, settings: CompareSettings) -> NDArray[np.float64] |
     return None
 
 
-def _estimated(work: Work, survey: Survey, rows: Sequence[int]) -> Truth | None:
+def _estimated(work: Work, survey: Survey, settings: CompareSettings, kind: str, rows: Sequence[int]) -> Truth | None:
     sample = np.array(rows)
-    estimates = _estimates(work, survey, sample) if work.processes.is_main else None
+    estimates = _estimates(work, survey, kind, sample) if work.processes.is_main else None
     poor: list[tuple[int, int]] = []
     if estimates is not None:
         poor = [(int(layer), int(head)) for layer, head in np.argwhere(poor_heads(estimates[0]))]
     poor = work.processes.gathered(lambda: poor)[0]
     exact: Arrays | None = None
     if poor:
-        exact = _swept(work, survey, poor)
+        exact = _swept(work, survey, settings, kind, poor)
     if estimates is None:
         return None
     loss, per_target = estimates
@@ -124,7 +172,7 @@ def _estimated(work: Work, survey: Survey, rows: Sequence[int]) -> Truth | None:
         per_target = with_exact(per_target, exact["delta_target_sq"] / units_sq, marks)
     intact = (_residuals(work, survey) ** 2).mean(axis=1)
     return Truth(
-        "zero_estimated",
+        f"{kind}_estimated",
         loss.pseudo_values,
         per_target.pseudo_values * units_sq,
         intact,
@@ -134,9 +182,9 @@ def _estimated(work: Work, survey: Survey, rows: Sequence[int]) -> Truth | None:
     )
 
 
-def _estimates(work: Work, survey: Survey, sample: NDArray[np.int64]) -> Any:
-    changes = read_scores(work.files[SAMPLE].path)[0]["output_changes"]
-    contributions = read_scores(work.files[PREDICTOR].path)[0]["contributions"]
+def _estimates(work: Work, survey: Survey, kind: str, sample: NDArray[np.int64]) -> tuple[Estimate, Estimate]:
+    changes = read_scores(work.files[sample_name(kind)].path)[0]["output_changes"]
+    contributions = read_scores(work.files[predictor_name(kind)].path)[0]["contributions"]
     return estimate_from_outputs(changes, -contributions, _residuals(work, survey), sample)
 
 
@@ -146,11 +194,14 @@ def _residuals(work: Work, survey: Survey) -> NDArray[np.float64]:
     return predictions - work.opened.model.standardise(survey.labels).double().cpu().numpy()
 
 
-def _swept(work: Work, survey: Survey, heads: Sequence[tuple[int, int]]) -> Arrays | None:
+def _swept(
+    work: Work, survey: Survey, settings: CompareSettings, kind: str, heads: Sequence[tuple[int, int]]
+) -> Arrays | None:
     """The effects of some heads on all pictures, for the main process."""
-    one = zero_pass(work.opened, POOR, heads)
+    one = truth_pass(work.opened, work.source, settings, kind, name=poor_name(kind), heads=heads)
+    one = replace(one, rows=None)
     more = with_files(work, [one])
     pieces = survey.pieces()
     compute_pieces(more, [(piece, [one]) for piece in pieces], known_pieces(more))
-    join_scores(more, [POOR], pieces)
-    return read_scores(more.files[POOR].path)[0] if work.processes.is_main else None
+    join_scores(more, [one.name], pieces)
+    return read_scores(more.files[one.name].path)[0] if work.processes.is_main else None

@@ -7,7 +7,7 @@ over pictures.
 Sign: ablated − intact, so positive = removing the head raises the loss. Negative effects stay.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -26,6 +26,7 @@ from attribution.vit import (
     require_eval,
 )
 
+Heads = Sequence[tuple[int, int]]  # (layer, head)
 PICTURES_AT_ONCE = 16  # whose contexts in other pictures are held; those of 16 pictures of DINOv2-small take 76 MB
 
 
@@ -94,24 +95,41 @@ def zero_ablation(
 
 
 def mean_ablation(
-    model: ViTRegressor, batch: Batch, mean_context: Tensor, *, batch_size: int = 32, route: str = "auto"
+    model: ViTRegressor,
+    batch: Batch,
+    mean_context: Tensor,
+    *,
+    heads: Heads | None = None,
+    batch_size: int = 32,
+    route: str = "auto",
 ) -> AblationResult:
     """Each head in turn at its mean context, `[layer token head head_dim]` (`mean_context`): what varies leaves."""
-    return zero_ablation(model, batch, replacement=mean_context, batch_size=batch_size, route=route)
+    return zero_ablation(model, batch, heads=heads, replacement=mean_context, batch_size=batch_size, route=route)
 
 
 def resample_ablation(
-    model: ViTRegressor, batch: Batch, *, batch_size: int = 32, route: str = "auto"
+    model: ViTRegressor, batch: Batch, *, heads: Heads | None = None, batch_size: int = 32, route: str = "auto"
 ) -> AblationResult:
     """Each head in turn at its context in other pictures, the batch's donors; effects averaged over donors.
 
     `ablated_predictions` are averaged too: they are not those whose loss was taken.
     """
+    return mean_of_results(resample_by_donor(model, batch, heads=heads, batch_size=batch_size, route=route))
+
+
+def resample_by_donor(
+    model: ViTRegressor, batch: Batch, *, heads: Heads | None = None, batch_size: int = 32, route: str = "auto"
+) -> list[AblationResult]:
+    """What `resample_ablation` averages: each head in turn at its context in one donor, for each of them."""
     donors = batch.required("donor_pixel_values")
-    found = [
-        _at_contexts_of(model, batch, donors[:, number], batch_size=batch_size, route=route)
+    return [
+        _at_contexts_of(model, batch, donors[:, number], heads=heads, batch_size=batch_size, route=route)
         for number in range(donors.shape[1])
     ]
+
+
+def mean_of_results(found: Sequence[AblationResult]) -> AblationResult:
+    """Effects averaged over results of the same pictures and heads; so are the ablated predictions."""
 
     def mean(name: str) -> Tensor:
         return torch.stack([getattr(one, name) for one in found]).mean(0)
@@ -125,11 +143,11 @@ def resample_ablation(
 
 
 def counterfactual_ablation(
-    model: ViTRegressor, batch: Batch, *, batch_size: int = 32, route: str = "auto"
+    model: ViTRegressor, batch: Batch, *, heads: Heads | None = None, batch_size: int = 32, route: str = "auto"
 ) -> AblationResult:
     """Each head in turn at its context in the same picture without the thing to be read."""
     twins = batch.required("counterfactual_pixel_values")
-    return _at_contexts_of(model, batch, twins, batch_size=batch_size, route=route)
+    return _at_contexts_of(model, batch, twins, heads=heads, batch_size=batch_size, route=route)
 
 
 @torch.no_grad()
@@ -149,7 +167,7 @@ def mean_context(model: ViTRegressor, pixel_values: Iterable[Tensor]) -> Tensor:
 
 
 def _at_contexts_of(
-    model: ViTRegressor, batch: Batch, others: Tensor, *, batch_size: int, route: str
+    model: ViTRegressor, batch: Batch, others: Tensor, *, heads: Heads | None, batch_size: int, route: str
 ) -> AblationResult:
     """Each head in turn at its context in another picture, one for each, a few pictures at a time."""
     parts = []
@@ -157,7 +175,8 @@ def _at_contexts_of(
     for start in range(0, len(batch), at_once):
         rows = slice(start, start + at_once)
         there = contexts(model, others[rows], batch_size=at_once)
-        parts.append(zero_ablation(model, batch.select(rows), replacement=there, batch_size=batch_size, route=route))
+        part = batch.select(rows)
+        parts.append(zero_ablation(model, part, heads=heads, replacement=there, batch_size=batch_size, route=route))
     joined = {
         field.name: torch.cat([getattr(part, field.name) for part in parts])
         for field in fields(AblationResult)

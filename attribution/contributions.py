@@ -29,10 +29,7 @@ def output_contributions(
     another dtype or a float64 model in bfloat16, for a model in train mode, and for batches of less than one picture.
     """
     require_eval(model)
-    if dtype not in (None, torch.bfloat16):
-        raise ValueError(f"dtype: expected None or torch.bfloat16, got {dtype}")
-    if dtype is not None and model.dtype == torch.float64:
-        raise ValueError("dtype: torch.bfloat16 is for a float32 model, got a torch.float64 one")
+    require_dtype(model, dtype)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     with torch.autocast(model.device.type, enabled=False):
@@ -40,6 +37,14 @@ def output_contributions(
         passes = [_of_pass(model, parts, part, dtype) for part in batch.pixel_values.split(batch_size)]
     predictions, contributions = (torch.cat(found) for found in zip(*passes, strict=True))
     return predictions, contributions
+
+
+def require_dtype(model: ViTRegressor, dtype: torch.dtype | None) -> None:
+    """ValueError for another dtype of matrix products than the model's or bfloat16, and a float64 model in bfloat16."""
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"dtype: expected None or torch.bfloat16, got {dtype}")
+    if dtype is not None and model.dtype == torch.float64:
+        raise ValueError("dtype: torch.bfloat16 is for a float32 model, got a torch.float64 one")
 
 
 def _of_pass(

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from attribution.batch import Batch, MethodSettings
 from attribution.blocks import TakenApart, parts_of
-from attribution.contributions import PICTURES_PER_PASS, contexts_in_graph, contexts_of_parts, summed_per_head
+from attribution.contributions import (
+    PICTURES_PER_PASS,
+    contexts_in_graph,
+    contexts_of_parts,
+    require_dtype,
+    summed_per_head,
+)
 from attribution.layer_gradients import each_output, gradients_of
 from attribution.vit import ViTRegressor, attention_modules, num_heads_of, require_eval
 
@@ -47,14 +53,21 @@ class GradientReadings:
 
 
 def read_gradients(
-    model: ViTRegressor, batch: Batch, settings: MethodSettings, replacements: tuple[str, ...] = ()
+    model: ViTRegressor,
+    batch: Batch,
+    settings: MethodSettings,
+    replacements: tuple[str, ...] = (),
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[GradientReadings]:
     """Some pictures at a time, at most 8 or fewer by the settings; `replacements` name fields of the batch.
 
-    Raises `ValueError` for a model in train mode, a field that the batch does not have, no donors, and a mean context
-    of another form than the model's.
+    `dtype` torch.bfloat16 runs matrix products in it, where that is good enough; what is given is in the model's dtype.
+    Raises `ValueError` for another dtype or a float64 model in bfloat16, for a model in train mode, a field that the
+    batch does not have, no donors, and a mean context of another form than the model's.
     """
     require_eval(model)
+    require_dtype(model, dtype)
     given = {name: batch.required(name) for name in replacements}
     if DONORS in given and given[DONORS].shape[1] == 0:
         raise ValueError(f"{DONORS}: expected at least one donor per picture, got none")
@@ -63,24 +76,29 @@ def read_gradients(
         parts = parts_of(model, batch.pixel_values[:1])
         for part in batch.chunks(min(settings.internal_batch_size, PICTURES_PER_PASS)):
             with torch.enable_grad():
-                outputs, contexts = _passed(model, parts, part.pixel_values)
+                outputs, contexts = _passed(model, parts, part.pixel_values, dtype)
                 gradients = gradients_of(each_output(outputs), contexts)
             yield GradientReadings(
-                outputs.detach(),
+                outputs.detach().to(model.dtype),
                 part.labels,
-                [context.detach() for context in contexts],
-                gradients,
+                [context.detach().to(model.dtype) for context in contexts],
+                [gradient.to(model.dtype) for gradient in gradients],
                 num_heads,
-                {name: _replacements(model, parts, part, name) for name in replacements},
+                {name: _replacements(model, parts, part, name, dtype) for name in replacements},
             )
 
 
-def _passed(model: ViTRegressor, parts: TakenApart | None, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _passed(
+    model: ViTRegressor, parts: TakenApart | None, pixel_values: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, list[Tensor]]:
     """Outputs, and contexts by layer; of the last one those of the first token alone where the blocks are known."""
-    return contexts_in_graph(model, pixel_values) if parts is None else contexts_of_parts(parts, pixel_values)
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        return contexts_in_graph(model, pixel_values) if parts is None else contexts_of_parts(parts, pixel_values)
 
 
-def _replacements(model: ViTRegressor, parts: TakenApart | None, batch: Batch, name: str) -> list[list[Tensor]]:
+def _replacements(
+    model: ViTRegressor, parts: TakenApart | None, batch: Batch, name: str, dtype: torch.dtype | None
+) -> list[list[Tensor]]:
     values = batch.required(name)
     if name == MEAN:
         layers = values.to(batch.pixel_values).flatten(2)  # [layer token head*head_dim]
@@ -92,5 +110,6 @@ def _replacements(model: ViTRegressor, parts: TakenApart | None, batch: Batch, n
     found = []
     for others in pictures:
         with torch.no_grad():
-            found.append([context.detach() for context in _passed(model, parts, others)[1]])
+            contexts = _passed(model, parts, others, dtype)[1]
+            found.append([context.detach().to(model.dtype) for context in contexts])
     return found

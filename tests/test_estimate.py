@@ -167,6 +167,30 @@ def test_process_equals_refits(monkeypatch):
     np.testing.assert_allclose(loss.r2, 1 - errors.var(axis=0) / squares[swept].mean(axis=-1).var(axis=0), atol=1e-10)
 
 
+def test_several_replacements_are_averaged_and_one_is_none():
+    """Effects are means over replacements, of which each is predicted by itself."""
+    rng = np.random.default_rng(3)
+    changes, predicted, residuals = outputs(rng, num_images=9)
+    swept = np.array([0, 2, 3, 5, 8])
+    one = estimate_from_outputs(changes[swept], predicted, residuals, swept)
+    same = estimate_from_outputs(changes[swept][:, :, :, None], predicted[:, :, :, None], residuals, swept)
+    for mine, theirs in zip(one, same, strict=True):
+        np.testing.assert_allclose(mine.pseudo_values, theirs.pseudo_values, rtol=1e-10)
+        np.testing.assert_allclose(mine.r2, theirs.r2, rtol=1e-10)
+    others = changes + heavy(rng, *changes.shape)
+    both = np.stack([changes, others], axis=3)
+    guesses = np.stack([predicted, predicted + 0.1 * heavy(rng, *predicted.shape)], axis=3)
+    effects = (both * (both + 2 * residuals[:, None, None, None])).mean(axis=(3, 4))
+    found = []
+    for sample in combinations(range(6), 4):
+        places = np.array(sample)
+        loss, per_target = estimate_from_outputs(both[places], guesses[:6], residuals[:6], places)
+        assert per_target.pseudo_values.shape == (6, 2, 2, 3) and loss.pseudo_values.shape == (6, 2, 2)
+        np.testing.assert_allclose(per_target.pseudo_values.mean(axis=-1), loss.pseudo_values, rtol=1e-9, atol=1e-9)
+        found.append(loss.pseudo_values.mean(axis=0))
+    np.testing.assert_allclose(np.mean(found, axis=0), effects[:6].mean(axis=0), rtol=1e-9, atol=1e-9)
+
+
 def test_correction_helps_where_the_misses_are_alike():
     rng = np.random.default_rng(3)
     mood, residuals = rng.normal(size=(200, 1, 1, 1)), rng.normal(size=(200, 3))
@@ -371,7 +395,7 @@ def test_outputs_and_held_out_predictions_must_fit():
     swept = np.arange(3)
     with pytest.raises(ValueError, match=r"residuals \[image target\], got \[3, 2, 2, 3\] and \[6, 2\]"):
         estimate_from_outputs(changes[:3], foreseen, residuals[:, :2], swept)
-    with pytest.raises(ValueError, match=r"changes \[swept layer head target\]"):
+    with pytest.raises(ValueError, match=r"changes \[swept layer head \(replacement\) target\]"):
         estimate_from_outputs(changes[:3, 0], foreseen[:, 0], residuals, swept)
     with pytest.raises(ValueError, match="finite residuals and a positive noise_to_signal"):
         estimate_from_outputs(changes[:3], foreseen, residuals * np.nan, swept)

@@ -312,19 +312,24 @@ def estimated(num_swept, is_swept, r2):
 
 def test_warnings_of_estimates():
     few = estimated(47, [[True, False], [False, False]], [[1.0, 0.5], [0.9, 0.1]])
-    first, second = estimate_warnings(few, 100)
+    first, second = estimate_warnings([few], 100)
     # Of the heads that are estimated alone: the median of 0.5, 0.9 and 0.1.
     assert first.startswith(
-        "Effects are estimates: 47 of 100 pictures were swept, the others predicted (median R² over heads 0.50); "
-        "1 of 4 heads were swept on all."
+        "Effects are estimates: 47 of 100 pictures were swept, the others predicted (median R² over heads: zero 0.50); "
+        "swept on all pictures: of 4 heads zero 1."
     )
     assert "means alone" in first and second.startswith("Fewer than 48 pictures were swept: intervals")
     enough = estimated(48, [[False, False]], [[0.25, 0.75]])
-    assert len(estimate_warnings(enough, 100)) == 1
+    assert len(estimate_warnings([enough], 100)) == 1
+    mean = replace(enough, kind="mean_estimated", r2=np.array([[0.5, 0.9]]))
+    assert "over heads: zero 0.50, mean 0.70)" in estimate_warnings([enough, mean], 100)[0]
     everything = estimated(50, [[True, True]], [[1.0, 1.0]])
-    assert "(median R² over heads none is left to); 2 of 2" in estimate_warnings(everything, 100)[0]
+    assert (
+        "(median R² over heads: zero none left); swept on all pictures: of 2 heads zero 2"
+        in (estimate_warnings([everything], 100)[0])
+    )
     swept = Truth("zero", few.delta_loss, few.delta_target_sq, few.intact_loss)
-    assert estimate_warnings(swept, 100) == []
+    assert estimate_warnings([swept], 100) == []
 
 
 def test_an_estimate_says_so_wherever_its_numbers_stand(results, tmp_path, figures):
@@ -335,7 +340,7 @@ def test_an_estimate_says_so_wherever_its_numbers_stand(results, tmp_path, figur
     settings = replace(SETTINGS, estimate=3)
     lines = write_results(tmp_path, settings, opened, source, replace(explained, truths=(guess,)))
     assert [line[:12] for line in lines[2:4]] == ["Effects are ", "Fewer than 4"]
-    assert "(median R² over heads 0.80); 0 of 12 heads" in lines[2]
+    assert "(median R² over heads: zero 0.80); swept on all pictures: of 12 heads zero 0" in lines[2]
     assert figures[0][1]["note"].endswith(" Effects are estimated from a sweep of 3 of them.")
     assert "3 of 4 pictures were swept" in (tmp_path / "report.html").read_text()
 

@@ -160,11 +160,13 @@ def test_which_truths_are_asked_for():
         chosen(of_folder, truths=("counterfactual",))
     with pytest.raises(ValueError, match="truths: optimal needs reference pictures beside those explained"):
         chosen(of_folder, truths=("optimal",))
-    assert chosen(methods=("all",), estimate=5) == ("zero",)
+    assert chosen(methods=("all",), estimate=5) == ALL[:-1]  # Shapley values are of no one head's removal
+    assert chosen(estimate=5) == ("zero", "mean", "counterfactual")
+    assert chosen(truths=("resample",), estimate=5) == ("zero", "resample")
     with pytest.raises(ValueError, match="truths: unknown one, expected some of zero"):
         chosen(truths=("one",))
-    with pytest.raises(ValueError, match="--estimate: expected --truths zero"):
-        chosen(truths=("mean",), estimate=5)
+    with pytest.raises(ValueError, match="--estimate: expected truths that remove one head, got shapley"):
+        chosen(truths=("shapley",), estimate=5)
 
 
 def test_what_a_truth_depends_on_and_costs(opened):

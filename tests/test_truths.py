@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from contexts_moved import contexts_by_hooks
 from tiny_models import tiny_batch, tiny_model
 
 from analysis import truths
@@ -13,17 +14,24 @@ from analysis.compare import main, parse
 from analysis.estimate import estimate_from_outputs, sample_pictures
 from analysis.estimate_cost import sweep_costs
 from analysis.explain import explain
+from analysis.lent_contexts import with_companions
 from analysis.models import make_batch, open_model
+from analysis.optimal_contexts import held_optimal
 from analysis.pictures import open_source
 from analysis.settings import CompareSettings
+from analysis.truth_passes import truth_pass
 from attribution.ablation import zero_ablation
 from attribution.contributions import output_contributions
+from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN
+from attribution.vit import output_projections
 
 COUNT, SWEPT = 20, 9
+ESTIMATED = ("zero", "mean", "resample", "counterfactual", "optimal")
 
 
 def settings_of(tmp_path, **changes):
     values = {"model": "tiny-random", "methods": ("layer_index",), "num_pictures": COUNT, "estimate": SWEPT}
+    values |= {"truths": ("zero",)}
     return CompareSettings(**values | {"output_dir": str(tmp_path)} | changes)
 
 
@@ -92,6 +100,89 @@ def test_the_estimate_is_made_of_the_sample_and_a_prediction_for_all(tmp_path, o
     assert 0 < gap < 0.5 * np.abs(full.delta_loss.numpy().mean(axis=0)).max()
 
 
+@pytest.fixture(scope="module")
+def every_sweep(opened, source):
+    """Sweeps of all pictures, by kind: what estimates stand for."""
+    settings = CompareSettings(model="tiny-random", num_pictures=COUNT)
+    batch = make_batch(opened, source.draw(range(COUNT)))
+    found = {}
+    for kind in ESTIMATED:
+        one = truth_pass(opened, source, settings, kind)
+        given = with_companions(opened, batch, source, settings.seed, one.needs) if one.needs else batch
+        found[kind] = one.compute(given, [one.name], 8)[one.name]
+    return found
+
+
+def test_every_truth_is_estimated_by_what_expands_it(tmp_path, opened, source, every_sweep, monkeypatch):
+    """From the sweep's own changes of the outputs, and attribution patching by the replacement of the truth."""
+    monkeypatch.setattr(truths, "bfloat16_is_native", lambda _: False)
+    settings = settings_of(tmp_path, truths=ESTIMATED)
+    found = explained(opened, source, settings, tmp_path / "scores").truths
+    assert [one.kind for one in found] == [f"{kind}_estimated" for kind in ESTIMATED]
+    sample = sample_pictures(COUNT, SWEPT, settings.seed)
+    batch = make_batch(opened, source.draw(range(COUNT)))
+    for truth, kind in zip(found, ESTIMATED, strict=True):
+        sweep = every_sweep[kind]
+        predicted = -first_order(opened, source, batch, kind)
+        loss, per_target = estimate_from_outputs(sweep["output_changes"][sample], predicted, sweep["residuals"], sample)
+        is_swept = truth.is_swept
+        scale = np.abs(sweep["delta_loss"]).max()
+        np.testing.assert_allclose(
+            truth.delta_loss[:, ~is_swept], loss.pseudo_values[:, ~is_swept], rtol=0, atol=1e-4 * scale
+        )
+        np.testing.assert_allclose(
+            truth.delta_loss[:, is_swept], sweep["delta_loss"][:, is_swept], rtol=0, atol=1e-5 * scale
+        )
+        assert per_target.pseudo_values.shape == truth.delta_target_sq.shape
+        # The predictor tells something of what it expands.
+        assert np.median(loss.r2) > 0.3, (kind, np.median(loss.r2))
+
+
+def gradients_by_hooks(model, pixel_values):
+    """∂ŷ_k/∂z `[layer][target image token head*head_dim]`: of a zero that is added to the contexts of each layer."""
+    own = contexts_by_hooks(model, pixel_values)
+    zeros = [torch.zeros_like(layer, requires_grad=True) for layer in own]
+    handles = [
+        projection.register_forward_pre_hook(lambda _, args, zero=zero: (args[0] + zero,))
+        for projection, zero in zip(output_projections(model), zeros, strict=True)
+    ]
+    with torch.enable_grad():
+        outputs = model(pixel_values).sum(0)
+        rows = [torch.autograd.grad(value, zeros, retain_graph=True) for value in outputs]
+    for handle in handles:
+        handle.remove()
+    return [torch.stack(layer) for layer in zip(*rows, strict=True)]
+
+
+def first_order(opened, source, batch, kind):
+    """Σ (z − b)·∂ŷ/∂z under plain hooks, `[image layer head (donor) target]`."""
+    needs = {"mean": MEAN, "resample": DONORS, "counterfactual": COUNTERFACTUAL}
+    model = opened.model
+    gradients = gradients_by_hooks(model, batch.pixel_values)
+    own = contexts_by_hooks(model, batch.pixel_values)
+    if kind in needs:
+        batch = with_companions(opened, batch, source, 0, [needs[kind]])
+    if kind == "resample":
+        lent = [contexts_by_hooks(model, one) for one in batch.donor_pixel_values.unbind(1)]
+    elif kind == "counterfactual":
+        lent = [contexts_by_hooks(model, batch.counterfactual_pixel_values)]
+    elif kind == "mean":
+        lent = [[layer.flatten(-2)[None].to(own[0]) for layer in batch.mean_context]]
+    elif kind == "optimal":
+        lent = [[layer.flatten(-2)[None].to(own[0]) for layer in held_optimal(opened, source)]]
+    else:
+        lent = [[torch.zeros_like(layer) for layer in own]]
+    num_heads = 4
+    found = []
+    for others in lent:
+        layers = []
+        for layer, there in enumerate(others):
+            moved = (own[layer] - there) * gradients[layer]  # [target image token head*head_dim]
+            layers.append(moved.unflatten(-1, (num_heads, -1)).sum((2, 4)).permute(1, 2, 0))
+        found.append(torch.stack(layers, dim=1))
+    return (found[0] if kind != "resample" else torch.stack(found, dim=3)).numpy()
+
+
 def test_badly_predicted_heads_are_swept_on_all_pictures(tmp_path, opened, source, swept, monkeypatch):
     poor = np.zeros((3, 4), dtype=bool)
     poor[1, 2] = poor[0, 3] = True
@@ -125,10 +216,12 @@ def test_every_table_says_that_effects_are_estimated(tmp_path, capsys):
     assert "Fewer than 48 pictures were swept" in printed and "estimated zero ablation" in printed
     scorecard, agreement = (pd.read_csv(folder / f"{name}.csv") for name in ("head_scorecard", "agreement"))
     effects = [name for name in scorecard if name.startswith("ablation_")]
-    assert effects and all(name.startswith("ablation_zero_estimated_") for name in effects)
+    kinds = ("zero", "mean", "counterfactual")
+    assert {name.split("_estimated_")[0] for name in effects} == {f"ablation_{kind}" for kind in kinds}
     assert not any("trimmed" in name for name in effects)
     assert {"ablation_zero_estimated_is_swept", "ablation_zero_estimated_r2"} <= set(effects)
-    assert set(agreement["truth"]) == {"ablation_zero_estimated"} and set(agreement["estimator"]) == {"mean"}
+    assert set(agreement["truth"]) == {f"ablation_{kind}_estimated" for kind in kinds}
+    assert set(agreement["estimator"]) == {"mean"}
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Effects are estimates" in report and "estimated from a sweep of 6 of them" in report
 
