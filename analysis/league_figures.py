@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import check_plots, edge_plots, knockout_plots, league_plots, question_plots, tail_plots
+from analysis import check_plots, circuit_plots, edge_plots, knockout_plots, league_plots, question_plots, tail_plots
 from analysis.artists import figure_of
 from analysis.captions import pictures_told
 
@@ -89,6 +89,23 @@ def check_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Drawn]:
             "95 % intervals over pictures; grey: the range of random orders (ticks), each from either end. The method "
             "random is one more such order." + of("curves"),
             tail_plots.area_gaps(tables["curves"]),
+        )
+    if has("circuits"):
+        yield (
+            "circuits",
+            "Keeping only the heads that an order puts first",
+            "How much of the model's performance is left (1: as good as with all heads, 0: as bad as with none) when "
+            "only so many heads are kept, all others set to zero. In colour the five orders of the largest performance "
+            "ratio (mean over the logarithm of the share kept); grey band: nine tenths of the random orders."
+            + of("circuits"),
+            circuit_plots.faithfulness_curves(tables["circuits"]),
+        )
+        yield (
+            "circuit_areas",
+            "Which orders find the heads that suffice",
+            "Mean faithfulness over the logarithm of the share of heads kept (performance ratio), and the mean of its "
+            "distance from 1, with 95 % intervals over pictures; grey: the range of random orders." + of("circuits"),
+            circuit_plots.circuit_areas(tables["circuits"]),
         )
     if has("redundancy"):
         yield (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.checks.evidence import LOOKS_AT, Evidence, Head, Orders
+from analysis.circuit_scores import kept_counts
 from analysis.curve_areas import above_random, curve_table, random_orders, removal_counts
 from analysis.models import OpenedModel
 from analysis.passes import Pass, first_rows
@@ -83,23 +84,40 @@ def _losses(
 def table(evidence: Evidence) -> pd.DataFrame:
     """The curves of every order, with the areas under them (`analysis.curve_areas.curve_table`); those of random orders
     last, as ``random_0``, ``random_1``, ..., and how many of these each order surpasses (`above_random`)."""
-    seed = evidence.settings.seed
-    random, null = _random(evidence.orders, seed), random_sets(evidence.orders, seed)
-    losses = np.concatenate([evidence.read(name)["losses"] for name in ((NAME, RANDOM) if null else (NAME,))], axis=1)
-    # A set that is in both is read from the first place, as in a run without the null.
-    place = {heads: number for number, heads in reversed([*enumerate([*head_sets(evidence.orders), *null])])}
+    losses, random = losses_of_sets(evidence)
     counts = removal_counts(len(next(iter(evidence.orders.values()))))
     curves = {
-        name: {end: np.stack([losses[:, place[heads]] for heads in _sets_of(order, end, counts)]) for end in ENDS}
+        name: {end: losses(_sets_of(order, end, counts)) for end in ENDS}
         for name, order in (ranked_orders(evidence.orders) | random).items()
     }
     return above_random(curve_table(curves, counts, evidence.indices), random)
 
 
+def losses_of_sets(
+    evidence: Evidence,
+) -> tuple[Callable[[Sequence[tuple[Head, ...]]], NDArray[np.float64]], dict[str, tuple[Head, ...]]]:
+    """Losses `[set image]` without each of some sets of heads that were computed, whatever their order; and the random
+    orders."""
+    seed = evidence.settings.seed
+    null = random_sets(evidence.orders, seed)
+    losses = np.concatenate([evidence.read(name)["losses"] for name in ((NAME, RANDOM) if null else (NAME,))], axis=1)
+    # A set that is in both is read from the first place, as in a run without the null.
+    place = {heads: number for number, heads in reversed([*enumerate([*head_sets(evidence.orders), *null])])}
+
+    def of(sets: Sequence[tuple[Head, ...]]) -> NDArray[np.float64]:
+        return np.stack([losses[:, place[tuple(sorted(heads))]] for heads in sets])
+
+    return of, _random(evidence.orders, seed)
+
+
 def head_sets(orders: Orders) -> list[tuple[Head, ...]]:
-    """Every set of heads that some order removes, each once, sorted within and in a fixed order."""
-    ranked = ranked_orders(orders).values()
-    sets = {heads for order in ranked for end in ENDS for heads in _sets_of(order, end, removal_counts(len(order)))}
+    """Every set of heads that some order removes, each once, sorted within and in a fixed order: from either end so
+    many as curves have steps, and all but so many as circuits keep."""
+    sets: set[tuple[Head, ...]] = set()
+    for order in ranked_orders(orders).values():
+        counts = removal_counts(len(order))
+        sets |= {heads for end in ENDS for heads in _sets_of(order, end, counts)}
+        sets |= {tuple(sorted(order[kept:])) for kept in kept_counts(len(order))}
     return sorted(sets, key=lambda heads: (len(heads), heads))
 
 

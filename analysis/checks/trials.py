@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.checks import (
+    circuits,
     claims,
     concepts,
     curves,
@@ -49,6 +50,7 @@ from attribution.vit import head_layout
 
 CHECKS: dict[str, ModuleType] = {
     "curves": curves,
+    "circuits": circuits,
     "knockout": knockout,
     "randomised": randomised,
     "sensitivity": sensitivity,
