@@ -43,8 +43,8 @@ def faithfulness_curves(circuits: pd.DataFrame, *, coloured: int = 5) -> Figure:
             ax.plot(rows["share"], rows["faithfulness"], color="0.75", linewidth=0.7, zorder=1, label="other orders")
     for place, name in enumerate(best):
         rows = own[own["method"] == name]
-        look = {"color": OKABE_ITO[place % len(OKABE_ITO)], "linewidth": 1.5, "markersize": 3.5, "zorder": 3}
-        ax.plot(rows["share"], rows["faithfulness"], "o-", label=str(name), **look)
+        colour = OKABE_ITO[place % len(OKABE_ITO)]
+        ax.plot(rows["share"], rows["faithfulness"], "o-", label=str(name), color=colour, markersize=3.5, zorder=3)
     steps = circuits.drop_duplicates("kept").sort_values("kept")
     ax.set_xscale("log")
     ax.set_xticks(steps["share"], [f"{count}" for count in steps["kept"]], minor=False)

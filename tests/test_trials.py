@@ -35,7 +35,7 @@ def test_which_checks_are_asked_for():
     assert chosen(checks=("roles",)) == ("concepts", "twins", "roles")  # what it is made of
     with pytest.raises(ValueError, match="checks: expected none alone, got none, curves"):
         chosen(checks=("none", "curves"))
-    with pytest.raises(ValueError, match="checks: unknown one, expected some of curves, knockout"):
+    with pytest.raises(ValueError, match="checks: unknown one, expected some of curves, circuits, knockout"):
         chosen(checks=("one",))
     with pytest.raises(ValueError, match="--estimate: expected no checks, which need swept effects, got curves"):
         chosen(checks=("curves",), estimate=5)
