@@ -54,7 +54,10 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "num_pictures": "pictures to explain (default: 16)",
         "steps": "steps of path methods over heads (default: 16)",
         "pixel_steps": "steps of path methods over pixels (default: 8)",
-        "estimate": "sweep only this many pictures and estimate the effects on the others (default: sweep all)",
+        "estimate": "sweep only this many pictures for every truth and estimate the effects on the others; auto: as "
+        "many as --interval needs (default: sweep all)",
+        "interval": "with --estimate auto: half the width of the intervals of the ten heads that matter most, as a "
+        "share of the effect (default: 10%%)",
         "path_pictures": "the first so many pictures for methods of many passes (default: 32)",
         "resample_pictures": "... for resample ablation (default: 128)",
         "shapley_pictures": "... for Shapley values over gates (default: 16)",
@@ -69,7 +72,7 @@ def parse(argv: list[str]) -> tuple[CompareSettings, argparse.Namespace]:
         "seed": "of the test pictures and of everything random (default: 0)",
     }
     for name in (field.name for field in fields(CompareSettings)):
-        whole = name == "estimate" or isinstance(getattr(CompareSettings, name), int)
+        whole = isinstance(getattr(CompareSettings, name), int)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int if whole else str, default=None, help=texts[name])
     parser.add_argument("--config", type=Path, default=None, help="YAML file with any of these settings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed and how long it takes")

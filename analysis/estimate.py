@@ -58,11 +58,17 @@ class Estimate:
 def sample_pictures(num_pictures: int, num_swept: int, seed: int) -> Indices:
     """Simple random sample without replacement, in increasing order; a larger sample of the same seed contains it.
 
-    The sample is a prefix of one permutation of the pictures. ValueError unless 3 ≤ num_swept ≤ num_pictures.
+    ValueError unless 3 ≤ num_swept ≤ num_pictures.
     """
+    return np.sort(drawn_pictures(num_pictures, num_swept, seed))
+
+
+def drawn_pictures(num_pictures: int, num_swept: int, seed: int) -> Indices:
+    """The same sample as it is drawn: a larger one of the same seed begins with it, both being the first of one
+    permutation of the pictures."""
     if not 3 <= num_swept <= num_pictures:
         raise ValueError(f"pictures to sweep: expected from 3 to {num_pictures}, got {num_swept}")
-    return np.sort(np.random.default_rng([seed, 7]).permutation(num_pictures)[:num_swept])
+    return np.random.default_rng([seed, 7]).permutation(num_pictures)[:num_swept]
 
 
 def estimate_effects(effects: NDArray[np.floating], predicted: NDArray[np.floating], swept: Indices) -> Estimate:

@@ -20,6 +20,8 @@ from attribution.own_folder import require_folder_name
 BUNDLED_MODEL = "bundled"
 CONTROL_MODEL = "tiny-random"
 MOST = 2**31 - 1  # of anything that is counted, and of seeds
+AUTO = "auto"
+DEFAULT_INTERVAL = 0.1
 LISTS = ("methods", "truths", "checks")  # settings that are names, comma-separated on the command line
 
 
@@ -30,7 +32,8 @@ class CompareSettings:
     ``model``: ``bundled``, a folder written by ``attribution.finetune``, or ``tiny-random`` (a control: a small random
     network). ``data``: a preset of ``data_synth`` or a folder. ``methods``: names, or ``default``. ``steps`` of the
     path integrals of head methods, ``pixel_steps`` of pixel methods. ``estimate``: pictures to sweep for every truth,
-    the effects on the others are estimated; None sweeps all.
+    the effects on the others are estimated; None sweeps all, ``auto`` so many that 95 % intervals of the ten heads that
+    matter most reach ``interval`` of the effect to either side.
 
     ``truths``: what removes a head (zero, mean, resample, counterfactual, optimal, shapley), and ``checks``, further
     trials of the methods (:mod:`analysis.checks`); ``default`` stands for the usual ones, or for all with ``methods:
@@ -50,7 +53,8 @@ class CompareSettings:
     num_pictures: int = 16
     steps: int = 16
     pixel_steps: int = 8
-    estimate: int | None = None
+    estimate: int | str | None = None
+    interval: float | None = None
     path_pictures: int = 32
     resample_pictures: int = 128
     shapley_pictures: int = 16
@@ -73,10 +77,17 @@ class CompareSettings:
                 raise ValueError(f"{name}: expected a whole number >= {least}, got {_told(value)}")
             if value > MOST:
                 raise ValueError(f"{name}: expected a whole number up to {MOST}, got {value}")
-        if self.estimate is not None and (
+        if self.estimate not in (None, AUTO) and (
             not isinstance(self.estimate, int) or isinstance(self.estimate, bool) or not 3 <= self.estimate <= MOST
         ):
-            raise ValueError(f"estimate: expected a whole number >= 3, up to {MOST}, got {_told(self.estimate)}")
+            expected = f"a whole number >= 3, up to {MOST}, or {AUTO}"
+            raise ValueError(f"estimate: expected {expected}, got {_told(self.estimate)}")
+        if (self.interval is None) != (self.estimate != AUTO):
+            raise ValueError(f"interval: expected with --estimate {AUTO}, and there, got {_told(self.interval)}")
+        if self.interval is not None and (
+            not isinstance(self.interval, float) or not 0 < self.interval <= 1  # NaN is neither
+        ):
+            raise ValueError(f"interval: expected a share above 0 and up to 1, or 10%, got {_told(self.interval)}")
         for name in ("model", "data", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {_told(getattr(self, name))}")
@@ -157,4 +168,29 @@ def with_overrides(settings: CompareSettings, values: Mapping[str, Any]) -> Comp
                 raise ValueError(f"{name}: expected a list of names, got {_told(given)}")
             given = given.split(",") if isinstance(given, str) else given
             named[name] = tuple(one.strip() if isinstance(one, str) else one for one in given)
+    if "estimate" in named:
+        named["estimate"] = _number_or_auto(named["estimate"])
+        of_auto = DEFAULT_INTERVAL if settings.interval is None else settings.interval
+        named.setdefault("interval", of_auto if named["estimate"] == AUTO else None)
+    if "interval" in named:
+        named["interval"] = _share(named["interval"])
     return replace(settings, **named)
+
+
+def _number_or_auto(value: Any) -> Any:
+    """A number that was given as text as a number; anything else as it is, for the settings to refuse."""
+    try:
+        return int(value) if isinstance(value, str) and value != AUTO else value
+    except ValueError:
+        return value
+
+
+def _share(value: Any) -> Any:
+    """`10%`, `0.1` and 1 as a share; anything else as it is, for the settings to refuse."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return value
+    text = str(value).strip()
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return value

@@ -7,27 +7,38 @@ each way to remove a head. An estimate sweeps a random sample of the pictures an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from analysis.companions import NUM_DONORS
 from analysis.devices import bfloat16_is_native
-from analysis.estimate import Estimate, estimate_from_outputs, poor_heads, sample_pictures, with_exact
+from analysis.estimate import (
+    Estimate,
+    drawn_pictures,
+    estimate_from_outputs,
+    poor_heads,
+    sample_pictures,
+    with_exact,
+)
 from analysis.models import OpenedModel
 from analysis.optimal_contexts import held_optimal
 from analysis.passes import ATTENTION, Pass
 from analysis.pictures import PictureSource
 from analysis.piecework import Work, compute_pieces, join_scores, known_pieces, with_files
+from analysis.sample_size import HEADS_ASKED, SampleSize, sample_size
 from analysis.score_files import Arrays, read_scores
 from analysis.scorecard import Truth
-from analysis.settings import CompareSettings
+from analysis.settings import AUTO, CompareSettings
 from analysis.stored_array import StoredArray
-from analysis.survey import Survey
+from analysis.survey import PICTURES_PER_PIECE, Survey
 from analysis.truth_passes import SHAPLEY, chosen_truths, truth_pass
 from attribution.batch import Batch, MethodSettings
 from attribution.gradient_readings import COUNTERFACTUAL, DONORS, MEAN, GradientReadings, read_gradients
@@ -113,9 +124,14 @@ def _removed(opened: OpenedModel, source: PictureSource, readings: GradientReadi
 
 
 def sample_of(settings: CompareSettings, count: int) -> list[int] | None:
-    """Numbers of the pictures that an estimate sweeps; None where all are swept. ValueError for too many or too few."""
+    """Numbers of the pictures that an estimate sweeps (with ``auto`` to begin with); None where all are swept.
+    ValueError for too many or too few."""
     if settings.estimate is None:
         return None
+    if isinstance(settings.estimate, str):
+        if count <= LEAST_SWEPT:
+            raise ValueError(f"--estimate {AUTO}: expected more than {LEAST_SWEPT} pictures, got {count}")
+        return drawn_pictures(count, LEAST_SWEPT, settings.seed).tolist()
     if not 3 <= settings.estimate < count:
         raise ValueError(
             f"--estimate: expected from 3 to {count - 1} of {count} pictures to sweep, got {settings.estimate}"
@@ -131,6 +147,8 @@ def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[
     """
     kinds, sample = chosen_truths(settings, work.source), sample_of(settings, len(survey))
     if sample is not None:
+        if settings.interval is not None:
+            sample = _enough_swept(work, survey, settings, kinds, sample)
         estimated = [_estimated(work, survey, settings, kind, sample) for kind in kinds]
         known = [one for one in estimated if one is not None]
         return tuple(known) if work.processes.is_main else None
@@ -142,6 +160,54 @@ def read_truths(work: Work, survey: Survey, settings: CompareSettings) -> tuple[
             found = read_scores(work.files[f"ablation_{kind}"].path)[0]
             truths.append(Truth(kind, found["delta_loss"], found["delta_target_sq"], found["intact_loss"]))
     return tuple(truths)
+
+
+def _enough_swept(
+    work: Work, survey: Survey, settings: CompareSettings, kinds: Sequence[str], rows: Sequence[int]
+) -> list[int]:
+    """The pictures swept when every truth's intervals are as narrow as was asked for: more of them by whole pieces, in
+    the order in which they are drawn, until a sample says of itself that it suffices. How many is thus told by spreads,
+    not by effects; the main process says what it found."""
+    total = len(survey)
+    while True:
+        sample = np.array(rows)
+        found = {
+            kind: sample_size(_estimates(work, survey, kind, sample)[0], float(settings.interval or 0))
+            for kind in (kinds if work.processes.is_main else ())
+        }
+        most = max((one.needed for one in found.values()), default=0)
+        needed = work.processes.gathered(partial(int, most))[0]
+        if needed <= len(rows) or len(rows) == total:
+            if work.processes.is_main:
+                for line in _told_sizes(found, len(rows), float(settings.interval or 0)):
+                    tqdm.write(line, file=sys.stderr)
+            return list(rows)
+        number = min(total, PICTURES_PER_PIECE * -(-max(needed, len(rows) + 1) // PICTURES_PER_PIECE))
+        rows = drawn_pictures(total, number, settings.seed).tolist()
+        sweeps = [
+            replace(truth_pass(work.opened, work.source, settings, kind, name=sample_name(kind)), rows=tuple(rows))
+            for kind in kinds
+        ]
+        pieces = survey.pieces(rows)
+        compute_pieces(work, [(piece, sweeps) for piece in pieces], known_pieces(work))
+        for one in sweeps:
+            join_scores(work, [one.name], pieces)
+
+
+def _told_sizes(found: Mapping[str, SampleSize], swept: int, interval: float) -> list[str]:
+    """What sampling came to, and what these pictures cannot give."""
+    lines = []
+    for kind, one in found.items():
+        width = f"intervals within {100 * one.widest:.0f} % of the effect"
+        reached = f"{kind}: {swept} of {one.total} pictures swept, {width}"
+        if one.out_of_reach:
+            more = f"about {one.pictures_for_all}" if one.pictures_for_all > 0 else "no number of"
+            reached += (
+                f"; of {one.out_of_reach} of the {HEADS_ASKED} heads these pictures cannot give {100 * interval:g} %, "
+                f"{more} pictures would"
+            )
+        lines.append(reached)
+    return lines
 
 
 def read_shapley(work: Work, settings: CompareSettings) -> NDArray[np.float64] | None:

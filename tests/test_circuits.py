@@ -1,4 +1,4 @@
-"""Circuits: faithfulness against plain means, its areas against scipy and by hand, and the check against a gated model."""
+"""Circuits: faithfulness against plain means, its areas by scipy and by hand, the check against a gated model."""
 
 from dataclasses import replace
 
