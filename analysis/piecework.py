@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.forecast import plain_forward_seconds
 from analysis.lent_contexts import with_companions
+from analysis.mean_contexts import origin
 from analysis.models import OpenedModel, make_batch
 from analysis.out_of_memory import BatchSize, compute_fitting
 from analysis.own_code import code_sha256
@@ -71,6 +72,8 @@ def with_files(work: Work, passes: Iterable[Pass]) -> Work:
             found = {**work.depends_on, **depends_on, "code": code[needs]}
             if not {"donor_pixel_values", "mean_context"}.isdisjoint(needs):
                 found["references"] = work.source.references_sha256
+            if "mean_context" in needs:
+                found["mean_context"] = origin(work.opened, work.source)
             files[name] = score_file(work.folder, name, found | ({"run": work.run} if UNKNOWN in depends_on else {}))
     return replace(work, files=files)
 
