@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 FIGURES = (
     *("ablation_effect", "head_ranking", "layer_profile", "agreement", "method_scatter"),
     *("truth_matrix", "league", "league_by_question", "cost_front"),
-    *("removal_curves", "area_gaps", "redundancy", "joint_removal", "edges", "knockout"),
+    *("removal_curves", "area_gaps", "circuits", "circuit_areas", "redundancy", "joint_removal", "edges", "knockout"),
     "mass_against_knockout",
     *("randomised", "sensitivity", "planted"),
     *("roles", "role_counts", "lifts_before_after", "looks_at_against_matters_by_role", "detectors_with_twins"),

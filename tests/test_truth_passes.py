@@ -1,20 +1,22 @@
 """The sweeps truths are made of, against the ablations they stand for, and the mean context against a plain mean."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_models import CONFIG, tiny_model
 
 from analysis import mean_contexts, optimal_contexts
 from analysis.companions import donor_images
 from analysis.lent_contexts import with_companions
 from analysis.mean_contexts import reference_context
-from analysis.models import OpenedModel, make_batch, preprocessed
+from analysis.models import OpenedModel, make_batch, open_model, preprocessed
 from analysis.optimal_contexts import held_optimal, optimal_forwards
 from analysis.passes import BACKWARD_COST
-from analysis.pictures import Pictures, PictureSource
+from analysis.pictures import Pictures, PictureSource, open_source
 from analysis.settings import CompareSettings
 from analysis.truth_passes import chosen_truths, sweep_forwards, truth_pass
 from attribution.ablation import counterfactual_ablation, mean_ablation, resample_ablation, zero_ablation
@@ -22,6 +24,7 @@ from attribution.batch import Batch, MethodSettings
 from attribution.contexts import contexts
 from attribution.optimal import optimal_context
 from attribution.shapley import gate_shapley
+from attribution.vit import head_layout
 
 COUNT, REFERENCES = 5, 18  # more references than fit in one lot of 16
 ALL = ("zero", "mean", "resample", "counterfactual", "optimal", "shapley")
@@ -141,6 +144,51 @@ def test_the_mean_context_is_computed_once(opened, own_cache, monkeypatch):
     assert torch.equal(reference_context(opened, source), first)
     other = OpenedModel(tiny_model("dinov2_lora", seed=1), "other", "1", is_control=True)
     assert not torch.equal(reference_context(other, source), first)
+
+
+def test_a_shipped_mean_context_is_of_one_model_and_its_pictures(opened, own_cache, tmp_path, monkeypatch):
+    source, path = picture_source(), tmp_path / "shipped.safetensors"
+    monkeypatch.setattr(mean_contexts, "SHIPPED", path)
+    computed = reference_context(opened, source)
+    assert mean_contexts.origin(opened, source) == ""
+    mean_contexts.ship(opened, source, path)
+    found = reference_context(opened, source)
+    assert torch.equal(found, computed.to(torch.float16).double()) and not torch.equal(found, computed)
+    assert len(mean_contexts.origin(opened, source)) == 64
+    other = OpenedModel(tiny_model("dinov2_lora", seed=1), "other", "1", is_control=True)
+    for model, pictures in ((other, source), (opened, replace(source, num_references=17))):
+        assert mean_contexts.shipped_context(model, pictures) is None
+        assert mean_contexts.origin(model, pictures) == ""
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(bytes(whole))  # one bit: not what was shipped
+    assert torch.equal(reference_context(opened, source), computed)
+
+
+def test_the_bundled_model_ships_its_own():
+    opened = open_model("bundled", "cpu")
+    with safe_open(mean_contexts.SHIPPED, framework="numpy") as file:
+        entry = json.loads(file.metadata()["arrays"])
+        values = file.get_tensor("mean_context")
+    identity = json.loads(entry["identity"])
+    assert identity["model"] == opened.sha256 and identity["references"] == [512, ""]
+    layout = head_layout(opened.model)
+    assert values.shape == (layout.num_layers, 257, layout.num_heads, layout.head_dim) and values.dtype == np.float16
+    assert mean_contexts.read_checked(mean_contexts.SHIPPED, entry["identity"]) is not None
+
+
+@pytest.mark.slow
+def test_what_is_shipped_changes_no_effect():
+    """Effects at the mean as computed from the pictures, and as shipped: within 1e-4 of the largest."""
+    opened = open_model("bundled", "cpu")
+    names = opened.model.config.target_names
+    source = open_source("default", 4, seed=0, image_size=224, patch_size=14, target_names=names)
+    shipped = mean_contexts.shipped_context(opened, source)
+    assert shipped is not None
+    computed = mean_contexts.computed_context(opened, source)
+    batch = make_batch(opened, source.draw(range(4)))
+    found, expected = (mean_ablation(opened.model, batch, one).delta_loss for one in (shipped, computed))
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
 def test_which_truths_are_asked_for():
