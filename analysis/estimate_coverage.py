@@ -38,10 +38,19 @@ DESIGNS = ((128, 16), (128, 32), (128, 48), (512, 32), (512, 64), (512, 128))
 SWEPT_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 10, 1 / 12, 1 / 16)
 PREDICTOR_COSTS = (4.0, 3.0, 2.0, 1.5)
 LEAST_PICTURES = 17
+PREDICTORS = {
+    "zero": "gate_ixg_out",
+    "mean": "patch_mean_out",
+    "resample": "patch_donors_out",
+    "counterfactual": "patch_counterfactual_out",
+}
 
 
 def read_stored(run: Path, truth: str = "zero", predictor: str = "gate_ixg_out") -> StoredEffects:
-    """Effects and predictions of a run. ValueError or OSError with one line if there are none or they do not fit."""
+    """Effects and predictions of a run, of the pictures that both have.
+
+    ValueError or OSError with one line if there are none or they do not fit.
+    """
     ablation_path, predictor_path = (
         run / "scores" / f"{name}.safetensors" for name in (f"ablation_{truth}", predictor)
     )
@@ -50,18 +59,20 @@ def read_stored(run: Path, truth: str = "zero", predictor: str = "gate_ixg_out")
             raise FileNotFoundError(f"{path}: no such file; expected a run with a full sweep and {predictor}")
     ablation, found = read_scores(ablation_path)[0], read_scores(predictor_path)[0]
     effects = _array(ablation, "delta_loss", ablation_path, 3)
-    predicted = _array(found, "scores", predictor_path, 3)
+    predicted = _array(found, "scores", predictor_path, 3)[: len(effects)]
     if effects.shape != predicted.shape:
         raise ValueError(f"{predictor_path}: expected scores {list(effects.shape)}, got {list(predicted.shape)}")
     if not {"output_changes", "residuals"} <= set(ablation) or "contributions" not in found:
         return StoredEffects(effects, predicted)
-    changes = _array(ablation, "output_changes", ablation_path, 4)
-    contributions = _array(found, "contributions", predictor_path, 4)
+    axes = ablation["output_changes"].ndim  # of resample ablation one more, the donor
+    changes = _array(ablation, "output_changes", ablation_path, 5 if axes == 5 else 4)
+    contributions = _array(found, "contributions", predictor_path, 5 if axes == 5 else 4)[: len(effects)]
     residuals = _array(ablation, "residuals", ablation_path, 2)
-    expected = (*effects.shape, residuals.shape[1])
+    expected = (*effects.shape, *changes.shape[3:-1], residuals.shape[1])
     if changes.shape != expected or contributions.shape != expected or len(residuals) != len(effects):
         raise ValueError(f"{predictor_path}: expected output_changes and contributions {list(expected)}")
-    squares = (changes * (changes + 2 * residuals[:, None, None])).mean(axis=-1)
+    twice = 2 * residuals.reshape(len(residuals), *(1,) * (axes - 2), residuals.shape[1])
+    squares = (changes * (changes + twice)).mean(axis=tuple(range(3, axes)))
     if not np.allclose(squares, effects, rtol=0, atol=1e-5 * np.abs(effects).max()):
         raise ValueError(f"{ablation_path}: expected delta_loss to be what output_changes do to the residuals")
     return StoredEffects(effects, predicted, changes, -contributions, residuals)
@@ -232,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a finished run, with scores/")
     parser.add_argument("--output-dir", default=None, help="default: the run folder")
     parser.add_argument("--truth", default="zero", help="which ablation")
-    parser.add_argument("--predictor", default="gate_ixg_out", help="which method predicts")
+    parser.add_argument("--predictor", default=None, help="which method predicts (default: what expands the truth)")
     parser.add_argument("--populations", type=int, default=200, help="sets of pictures drawn for the coverage")
     parser.add_argument("--draws", type=int, default=1000, help="samples drawn for bias and precision")
     parser.add_argument("--bootstrap-replicates", type=int, default=1000)
@@ -248,6 +259,9 @@ def main(argv: list[str] | None = None) -> int:
         output = options.run if options.output_dir is None else require_folder_name(options.output_dir)
         outputs = outputs_of(output)
         require_own(outputs)
+        if options.truth not in PREDICTORS and options.predictor is None:
+            raise ValueError(f"--truth: expected one of {', '.join(PREDICTORS)}, got {options.truth}")
+        options.predictor = options.predictor or PREDICTORS[options.truth]
         stored = read_stored(options.run, options.truth, options.predictor)
         settings = {name: getattr(options, name) for name in ("truth", "predictor", *least)}
         record = {"run": options.run.resolve().name, "settings": settings, "versions": versions(), "git": git_state()}

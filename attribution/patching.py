@@ -37,13 +37,13 @@ def patch_of(name: str, readings: GradientReadings) -> Tensor:
     return torch.stack(found).mean(0)
 
 
-def patch_out_of(name: str, readings: GradientReadings) -> Tensor:
-    """Composed form for the replacements of one field of the batch, averaged over them."""
-    found = [
-        composed_loss_change(readings.predictions, readings.labels, readings.removed(other))
-        for other in readings.replacements[name]
-    ]
-    return torch.stack(found).mean(0)
+def patch_out_of(name: str, readings: GradientReadings) -> Extras:
+    """Composed form for the replacements of one field of the batch, averaged over them; beside it what leaves each
+    output, ``contributions`` float32 [image layer head target], of donors [image layer head donor target]."""
+    removed = [readings.removed(other) for other in readings.replacements[name]]
+    found = [composed_loss_change(readings.predictions, readings.labels, one) for one in removed]
+    turned = [one.permute(0, 2, 3, 1).float() for one in removed]
+    return torch.stack(found).mean(0), {"contributions": torch.stack(turned, 3) if name == DONORS else turned[0]}
 
 
 def patch_mean(model: ViTRegressor, batch: Batch, settings: MethodSettings) -> Tensor:
@@ -91,7 +91,7 @@ def patch_mean_of(readings: GradientReadings) -> Extras:
 @scores_of(patch_mean_out)
 def patch_mean_out_of(readings: GradientReadings) -> Extras:
     """`patch_mean_out` from what a shared pass gave."""
-    return patch_out_of(MEAN, readings), {}
+    return patch_out_of(MEAN, readings)
 
 
 @scores_of(patch_donors)
@@ -103,7 +103,7 @@ def patch_donors_of(readings: GradientReadings) -> Extras:
 @scores_of(patch_donors_out)
 def patch_donors_out_of(readings: GradientReadings) -> Extras:
     """`patch_donors_out` from what a shared pass gave."""
-    return patch_out_of(DONORS, readings), {}
+    return patch_out_of(DONORS, readings)
 
 
 @scores_of(patch_counterfactual)
@@ -115,7 +115,7 @@ def patch_counterfactual_of(readings: GradientReadings) -> Extras:
 @scores_of(patch_counterfactual_out)
 def patch_counterfactual_out_of(readings: GradientReadings) -> Extras:
     """`patch_counterfactual_out` from what a shared pass gave."""
-    return patch_out_of(COUNTERFACTUAL, readings), {}
+    return patch_out_of(COUNTERFACTUAL, readings)
 
 
 def _scores(
