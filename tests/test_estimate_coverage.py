@@ -48,6 +48,35 @@ def test_reads_what_a_run_stored(tmp_path):
         assert list(read_stored(write_run(tmp_path, *files)).estimators) == ["scores"]
 
 
+def donors(num_images=20, predicted_images=24):
+    """The same of resample ablation: effects are means over donors, and more pictures have predictions."""
+    rng = np.random.default_rng(1)
+    changes, residuals = rng.normal(size=(num_images, 3, 2, 4, 3)), rng.normal(size=(num_images, 3))
+    more = rng.normal(size=(predicted_images - num_images, *changes.shape[1:]))
+    contributions = np.concatenate([-changes + 0.2 * rng.normal(size=changes.shape), more])
+    effects = (changes * (changes + 2 * residuals[:, None, None, None])).mean(axis=(3, 4))
+    return (
+        {"delta_loss": effects, "output_changes": changes, "residuals": residuals},
+        {"scores": rng.normal(size=(predicted_images, 3, 2)).astype(np.float32), "contributions": contributions},
+    )
+
+
+def test_resample_ablation_is_tried_donor_by_donor(tmp_path, capsys):
+    ablation, predictor = donors()
+    run = write_run(tmp_path / "run", ablation, predictor)
+    for name, other in (("ablation_zero", "ablation_resample"), ("gate_ixg_out", "patch_donors_out")):
+        _path(run, name).rename(_path(run, other))
+    stored = read_stored(run, "resample", "patch_donors_out")
+    assert stored.changes.shape == (20, 3, 2, 4, 3) and list(stored.estimators) == ["scores", "outputs"]
+    np.testing.assert_array_equal(stored.predicted_changes, -predictor["contributions"][:20])
+    assert main([str(run), *FEW, "--truth", "resample"]) == 0
+    table = pd.read_csv(run / TABLES[0]).set_index(["estimator", "num_swept"])
+    assert table.loc["outputs", "r2_median"].min() > 0.5
+    capsys.readouterr()
+    assert main([str(run), *FEW, "--truth", "shapley"]) == 2
+    assert "--truth: expected one of zero, mean, resample, counterfactual, got shapley" in capsys.readouterr().err
+
+
 def test_writes_three_tables_that_come_out_the_same_again(tmp_path, capsys):
     run = write_run(tmp_path / "run", *arrays())
     assert main([str(run), *FEW]) == 0
